@@ -1,0 +1,178 @@
+//! ② The catalog's tables: what SQL sees of the objects, as a pure projection.
+//!
+//! `fluvial-raft` applies a write and, in the same SQLite transaction, replaces the rows that the written key projects
+//! to. The tables can be rebuilt from the objects at any time, so nothing is kept here alone.
+//!
+//! Deliberately absent: SQL text other than names and types, and secrets (a Secret projects to nothing).
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::kinds::kind_of_key;
+
+/// The type of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColumnType {
+    Text,
+    Integer,
+    Real,
+}
+
+/// A column: its name is a contract with users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Column {
+    pub name: &'static str,
+    pub kind: ColumnType,
+}
+
+/// A table that users query by `name`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table {
+    pub name: &'static str,
+    pub columns: &'static [Column],
+    /// Column lists, each of which gets an index.
+    pub indexes: &'static [&'static [&'static str]],
+}
+
+/// A value in a row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cell {
+    Null,
+    Text(String),
+    Integer(i64),
+    Real(f64),
+}
+
+impl Cell {
+    #[must_use]
+    pub fn text(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+
+    #[must_use]
+    pub fn optional(text: Option<&str>) -> Self {
+        text.map_or(Self::Null, Self::text)
+    }
+
+    /// SQL's integers are signed: a count beyond them is shown as the largest.
+    #[must_use]
+    pub fn integer(n: u64) -> Self {
+        Self::Integer(i64::try_from(n).unwrap_or(i64::MAX))
+    }
+
+    /// RFC 3339 text, which sorts by time.
+    #[must_use]
+    pub fn time(time: Option<Timestamp>) -> Self {
+        time.map_or(Self::Null, |t| Self::Text(t.to_string()))
+    }
+
+    /// JSON text.
+    #[must_use]
+    pub fn json<T: Serialize>(value: &T) -> Self {
+        serde_json::to_string(value).map_or(Self::Null, Self::Text)
+    }
+}
+
+/// A row of `table`, its cells in the order of the table's columns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    pub table: &'static str,
+    pub cells: Vec<Cell>,
+}
+
+const fn text(name: &'static str) -> Column {
+    Column { name, kind: ColumnType::Text }
+}
+const fn integer(name: &'static str) -> Column {
+    Column { name, kind: ColumnType::Integer }
+}
+const fn real(name: &'static str) -> Column {
+    Column { name, kind: ColumnType::Real }
+}
+
+/// Every table of the catalog.
+pub const TABLES: &[Table] = &[
+    Table {
+        name: "clusters",
+        columns: &[
+            text("name"), text("cloud"), text("region"), text("zone"), text("platform"), text("state"), text("last_seen"),
+            text("labels"), integer("capacity_bytes"), integer("used_bytes"), text("agent_version"),
+        ],
+        indexes: &[&["name"]],
+    },
+    Table {
+        name: "datasets",
+        columns: &[
+            text("namespace"), text("name"), text("phase"), integer("total_bytes"), integer("files"), text("root"),
+            text("engine"), text("labels"), text("created_at"),
+        ],
+        indexes: &[&["namespace", "name"], &["name"], &["phase"]],
+    },
+    Table {
+        name: "homes",
+        columns: &[
+            text("namespace"), text("dataset"), text("storage"), text("cluster"), text("uri"), text("root"),
+            integer("bytes"), text("state"), text("verified_at"),
+        ],
+        indexes: &[&["namespace", "dataset"], &["storage"], &["cluster"]],
+    },
+    Table {
+        name: "storages",
+        columns: &[
+            text("name"), text("cluster"), text("uri"), integer("homes"), integer("used_bytes"),
+            real("price_per_gb_month"), text("labels"), text("created_at"),
+        ],
+        indexes: &[&["name"]],
+    },
+    Table {
+        name: "placements",
+        columns: &[
+            text("namespace"), text("name"), integer("datasets"), text("clusters"), integer("count"), text("spread_by"),
+            integer("pinned"), text("reasons"),
+        ],
+        indexes: &[&["namespace", "name"]],
+    },
+    Table {
+        name: "cache_locations",
+        columns: &[
+            text("namespace"), text("dataset"), text("cluster"), text("engine"), text("phase"), integer("cached_bytes"),
+            integer("total_bytes"), real("cached_fraction"), text("root"), text("reported_at"),
+        ],
+        indexes: &[&["namespace", "dataset"], &["cluster"]],
+    },
+    Table {
+        name: "cache_nodes",
+        columns: &[
+            text("namespace"), text("dataset"), text("cluster"), text("node"), text("medium"), text("zone"),
+            text("region"), integer("cached_bytes"), integer("capacity_bytes"),
+        ],
+        indexes: &[&["namespace", "dataset"], &["cluster", "node"]],
+    },
+    Table {
+        name: "operations",
+        columns: &[
+            text("namespace"), text("name"), text("kind"), text("dataset"), text("phase"), text("from_cluster"),
+            text("to_cluster"), integer("bytes_done"), integer("bytes_total"), integer("files_done"),
+            integer("files_total"), real("bytes_per_second"), text("started_at"), text("finished_at"), text("message"),
+        ],
+        indexes: &[&["namespace", "name"], &["namespace", "dataset"], &["phase"]],
+    },
+    Table {
+        name: "events",
+        columns: &[
+            text("namespace"), text("kind"), text("name"), text("type"), text("reason"), text("message"),
+            integer("count"), text("last_seen"),
+        ],
+        indexes: &[&["namespace", "name"]],
+    },
+];
+
+/// The rows that the object stored at `key` shows in the catalog. Unknown keys and values that are not objects project
+/// to nothing.
+#[must_use]
+pub fn project(key: &str, value: &[u8]) -> Vec<Row> {
+    match kind_of_key(key) {
+        Some(kind) if !kind.info.secret => (kind.project)(value),
+        _ => Vec::new(),
+    }
+}

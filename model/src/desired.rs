@@ -1,0 +1,203 @@
+//! ④ Desired state: what one agent is told to do, as assignments, and the rule by which it accepts them.
+//!
+//! An assignment is kept in the store under `/assignments/CLUSTER/ID` and reaches the agent with a generation that
+//! grows with every change. It names secrets; their values are added on the way out and never stored with it.
+//!
+//! Invariants: an id stands for one piece of work for ever; an agent never goes back to an older generation; the same
+//! generation never carries different content.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kinds::SecretKeySelector;
+use crate::uri::Uri;
+
+/// The start of every assignment's key.
+pub const ASSIGNMENTS: &str = "/assignments/";
+
+/// The start of one cluster's assignments.
+#[must_use]
+pub fn assignments_prefix(cluster: &str) -> String {
+    format!("{ASSIGNMENTS}{cluster}/")
+}
+
+/// The key of one assignment.
+#[must_use]
+pub fn assignment_key(cluster: &str, id: &str) -> String {
+    format!("{ASSIGNMENTS}{cluster}/{id}")
+}
+
+/// Cluster and id of an assignment's key.
+#[must_use]
+pub fn split_assignment_key(key: &str) -> Option<(&str, &str)> {
+    key.strip_prefix(ASSIGNMENTS)?.split_once('/')
+}
+
+/// A dataset, as an agent knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DatasetKey {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
+/// A place to read or write, with the names of the secrets that open it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Where it appears in the dataset's tree; empty for the root.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    pub uri: Uri,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
+    /// Option name → the Secret's key that gives its value. The namespace is always filled in.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretKeySelector>,
+}
+
+impl Endpoint {
+    /// The name under which a secret's value travels beside the assignment.
+    #[must_use]
+    pub fn secret_id(reference: &SecretKeySelector) -> String {
+        format!("{}/{}/{}", reference.namespace, reference.name, reference.key)
+    }
+}
+
+/// List the sources of a dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanWork {
+    pub dataset: DatasetKey,
+    /// The dataset's generation: a change asks for a new scan.
+    pub generation: i64,
+    pub sources: Vec<Endpoint>,
+}
+
+/// Keep a dataset in the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheWork {
+    pub dataset: DatasetKey,
+    /// The version to hold.
+    pub root: String,
+    /// Where its bytes are read.
+    pub sources: Vec<Endpoint>,
+    /// Paths to hold; all if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    #[serde(default)]
+    pub pinned: bool,
+}
+
+/// Bring a dataset into a Storage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateWork {
+    pub dataset: DatasetKey,
+    /// The uid of the DataMigrate: the name of the work in every journal.
+    pub operation: String,
+    pub sources: Vec<Endpoint>,
+    /// The version to copy, if the sources are a home; else what the sources hold now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// The exact place of the new home, owned by this work alone.
+    pub target: Endpoint,
+    pub streams: u32,
+    /// Stop, and remove what was written.
+    #[serde(default)]
+    pub cancel: bool,
+}
+
+/// Remove a home that was replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveWork {
+    pub dataset: DatasetKey,
+    pub target: Endpoint,
+}
+
+/// What an assignment asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "work", rename_all = "lowercase")]
+pub enum Work {
+    Scan(ScanWork),
+    Cache(CacheWork),
+    Migrate(MigrateWork),
+    Remove(RemoveWork),
+}
+
+impl Work {
+    /// The id of the assignment: one for each piece of work.
+    #[must_use]
+    pub fn id(&self) -> String {
+        match self {
+            Self::Scan(w) => format!("scan/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.dataset.uid),
+            Self::Cache(w) => format!("cache/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.dataset.uid),
+            Self::Migrate(w) => format!("migrate/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.operation),
+            Self::Remove(w) => format!(
+                "remove/{}/{}/{}",
+                w.dataset.namespace,
+                w.dataset.name,
+                w.target.uri.path().rsplit('/').next().unwrap_or_default()
+            ),
+        }
+    }
+
+    /// The dataset that the work is for.
+    #[must_use]
+    pub fn dataset(&self) -> &DatasetKey {
+        match self {
+            Self::Scan(w) => &w.dataset,
+            Self::Cache(w) => &w.dataset,
+            Self::Migrate(w) => &w.dataset,
+            Self::Remove(w) => &w.dataset,
+        }
+    }
+
+    /// Every place that the work opens.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        let (sources, target): (&[Endpoint], Option<&Endpoint>) = match self {
+            Self::Scan(w) => (&w.sources, None),
+            Self::Cache(w) => (&w.sources, None),
+            Self::Migrate(w) => (&w.sources, Some(&w.target)),
+            Self::Remove(w) => (&[], Some(&w.target)),
+        };
+        sources.iter().chain(target)
+    }
+}
+
+/// What to do with an assignment that arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acceptance {
+    /// Write it down, then act.
+    Accept,
+    /// Known already.
+    Duplicate,
+    /// Older than what is known: a late message.
+    Stale,
+    /// The known generation with other content: the sender is broken, nothing is changed.
+    Contradiction,
+}
+
+/// Decides on an offered `(generation, content)` against what is written down.
+#[must_use]
+pub fn accept<T: PartialEq>(known: Option<(u64, &T)>, offered: (u64, &T)) -> Acceptance {
+    match known {
+        None => Acceptance::Accept,
+        Some((generation, _)) if offered.0 > generation => Acceptance::Accept,
+        Some((generation, _)) if offered.0 < generation => Acceptance::Stale,
+        Some((_, content)) if content == offered.1 => Acceptance::Duplicate,
+        Some(_) => Acceptance::Contradiction,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_never_goes_back() {
+        assert_eq!(accept(None, (1, &"a")), Acceptance::Accept);
+        assert_eq!(accept(Some((3, &"a")), (4, &"b")), Acceptance::Accept);
+        assert_eq!(accept(Some((3, &"a")), (3, &"a")), Acceptance::Duplicate);
+        assert_eq!(accept(Some((3, &"a")), (2, &"b")), Acceptance::Stale);
+        assert_eq!(accept(Some((3, &"a")), (3, &"b")), Acceptance::Contradiction);
+    }
+}

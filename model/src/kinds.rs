@@ -1,0 +1,59 @@
+//! ① The table of kinds. A new kind is one file below this one and one line here.
+
+pub mod cachelocation;
+pub mod cluster;
+pub mod core;
+pub mod datamigrate;
+pub mod dataset;
+pub mod jointoken;
+pub mod placement;
+pub mod source;
+pub mod storage;
+
+pub use self::cachelocation::{CacheLocation, CacheLocationStatus, MediumUsage, NodeUsage};
+pub use self::cluster::{Cluster, ClusterSpec, ClusterState, ClusterStatus};
+pub use self::core::{Event, Namespace, Secret};
+pub use self::datamigrate::{DataMigrate, DataMigrateSpec, DataMigrateStatus, MigrateMode, OperationPhase, Progress};
+pub use self::dataset::{Dataset, DatasetPhase, DatasetSpec, DatasetStatus, Home, HomeState};
+pub use self::jointoken::{JoinToken, JoinTokenSpec, JoinTokenStatus};
+pub use self::placement::{Placement, PlacementSpec, PlacementStatus};
+pub use self::source::{EncryptOption, Mount, SecretKeySelector};
+pub use self::storage::{Storage, StorageSpec, StorageStatus};
+
+use crate::resource::Kind;
+
+/// Every kind that the hub serves.
+pub static KINDS: &[Kind] = &[
+    Kind::of::<Namespace>(),
+    Kind::of::<Secret>(),
+    Kind::of::<Event>(),
+    Kind::of::<Dataset>(),
+    Kind::of::<DataMigrate>(),
+    Kind::of::<Cluster>(),
+    Kind::of::<Storage>(),
+    Kind::of::<Placement>(),
+    Kind::of::<CacheLocation>(),
+    Kind::of::<JoinToken>(),
+];
+
+/// The kind that a store key belongs to.
+#[must_use]
+pub fn kind_of_key(key: &str) -> Option<&'static Kind> {
+    let mut parts = key.strip_prefix("/registry/")?.splitn(3, '/');
+    let (group, plural) = (parts.next()?, parts.next()?);
+    let group = if group == "core" { "" } else { group };
+    find(group, plural)
+}
+
+/// The kind served under a group and a plural name.
+#[must_use]
+pub fn find(group: &str, plural: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|k| k.info.group == group && k.info.plural == plural)
+}
+
+/// The group of Fluvial's own kinds.
+pub const FLUVIAL_GROUP: &str = "fluvial.io";
+/// The group of the kinds shared with Fluid.
+pub const DATA_GROUP: &str = "data.fluid.io";
+/// The one version of both groups.
+pub const VERSION: &str = "v1alpha1";

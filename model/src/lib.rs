@@ -1,0 +1,25 @@
+//! The words and the decisions of Fluvial, pure: data in, data out.
+//!
+//! Reading order follows the path: [`kinds`] (① what users write), [`store`] and [`catalog`] (② what is kept),
+//! [`placement`], [`route`], [`migration`] and [`upkeep`] (③ what is decided), [`desired`] (④ what an agent is told),
+//! [`manifest`] (⑤ what a version of a dataset is), [`report`] (⑦ what agents say) and [`liveness`] (⑧ what it means).
+//!
+//! Deliberately absent: I/O of any kind, clocks, randomness, logging. Time and ids are arguments.
+
+pub mod catalog;
+pub mod desired;
+pub mod field;
+pub mod kinds;
+pub mod liveness;
+pub mod manifest;
+pub mod meta;
+pub mod migration;
+pub mod names;
+pub mod placement;
+pub mod report;
+pub mod resource;
+pub mod route;
+pub mod selector;
+pub mod store;
+pub mod upkeep;
+pub mod uri;

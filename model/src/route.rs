@@ -1,0 +1,241 @@
+//! ③ Routes: which version of a dataset is read where, and which agent moves it.
+//!
+//! A place on a machine (`file://`) is reached by its own cluster's agent alone; an object store by every agent.
+//!
+//! Deliberately absent: prices, and relays between two agents neither of which reaches both ends.
+
+use std::collections::BTreeMap;
+
+use crate::desired::Endpoint;
+use crate::kinds::source::EncryptOption;
+use crate::kinds::{Cluster, ClusterState, Dataset, HomeState, SecretKeySelector, Storage};
+use crate::uri::Uri;
+
+/// Somewhere that a whole version of the dataset can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    pub endpoints: Vec<Endpoint>,
+    /// The cluster that local endpoints belong to, or that the home's Storage names.
+    pub cluster: Option<String>,
+    /// The version held, if it is a home.
+    pub root: Option<String>,
+    /// For people: `home in STORAGE` or `the dataset's mounts`.
+    pub what: String,
+}
+
+impl Source {
+    /// Whether `cluster`'s agent can read it.
+    #[must_use]
+    pub fn reached_by(&self, cluster: &str) -> bool {
+        self.endpoints.iter().all(|e| !e.uri.is_local()) || self.cluster.as_deref() == Some(cluster)
+    }
+}
+
+/// The secret options of a place, with the namespace filled in.
+fn secrets(options: &[EncryptOption], namespace: &str, own_namespace_only: bool) -> BTreeMap<String, SecretKeySelector> {
+    options
+        .iter()
+        .map(|option| {
+            let mut reference = option.value_from.secret_key_ref.clone();
+            if own_namespace_only || reference.namespace.is_empty() {
+                namespace.clone_into(&mut reference.namespace);
+            }
+            (option.name.clone(), reference)
+        })
+        .collect()
+}
+
+/// A place inside a Storage.
+#[must_use]
+pub fn storage_endpoint(storage: &Storage, uri: Uri) -> Endpoint {
+    Endpoint {
+        path: String::new(),
+        uri,
+        options: storage.spec.options.clone(),
+        secrets: secrets(&storage.spec.encrypt_options, "default", false),
+    }
+}
+
+/// The mounts of a dataset, as an agent opens them. Secrets come from the dataset's own namespace.
+#[must_use]
+pub fn mount_endpoints(dataset: &Dataset) -> Vec<Endpoint> {
+    let endpoint = |(mount, uri): (crate::kinds::Mount, Uri)| Endpoint {
+        path: mount.tree_path().to_owned(),
+        uri,
+        secrets: secrets(&mount.encrypt_options, &dataset.metadata.namespace, true),
+        options: mount.options,
+    };
+    dataset.spec.readable_mounts().into_iter().map(endpoint).collect()
+}
+
+/// Everywhere that the dataset can be read from: its Ready homes of the current version, then its mounts.
+#[must_use]
+pub fn sources(dataset: &Dataset, storages: &BTreeMap<String, Storage>) -> Vec<Source> {
+    let status = dataset.status.clone().unwrap_or_default();
+    let mut found: Vec<Source> = status
+        .homes
+        .iter()
+        .filter(|home| home.state == HomeState::Ready && status.root.as_deref() == Some(&home.root))
+        .filter_map(|home| {
+            let storage = storages.get(&home.storage)?;
+            let uri = Uri::parse(&home.uri).ok()?;
+            Some(Source {
+                endpoints: vec![storage_endpoint(storage, uri)],
+                cluster: Some(home.cluster.clone()),
+                root: Some(home.root.clone()),
+                what: format!("home in {}", home.storage),
+            })
+        })
+        .collect();
+    let endpoints = mount_endpoints(dataset);
+    if !endpoints.is_empty() {
+        let cluster = status.source_cluster;
+        found.push(Source { endpoints, cluster, root: None, what: "the dataset's mounts".to_owned() });
+    }
+    found
+}
+
+/// The source that `cluster`'s agent should read: what is its own first, then what it reaches, homes before mounts.
+#[must_use]
+pub fn nearest<'a>(sources: &'a [Source], cluster: &str) -> Option<&'a Source> {
+    let reachable = || sources.iter().filter(|s| s.reached_by(cluster));
+    reachable().find(|s| s.cluster.as_deref() == Some(cluster)).or_else(|| reachable().next())
+}
+
+/// How a dataset travels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// `pull`, `push` or `local`.
+    pub name: &'static str,
+    pub executor: String,
+    pub source: Source,
+    pub reasons: Vec<String>,
+}
+
+/// Why no agent can move it, each a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoRoute {
+    pub reasons: Vec<String>,
+    /// Whether waiting may help (an agent is away), or the request can never work as it stands.
+    pub may_change: bool,
+}
+
+/// Chooses a route to `target`: the target's agent pulls if it reaches the source, else the source's agent pushes.
+///
+/// # Errors
+/// With the reason for every pair of source and agent, when none can do it.
+pub fn choose(
+    sources: &[Source],
+    target: &Storage,
+    clusters: &BTreeMap<String, Cluster>,
+) -> Result<Route, NoRoute> {
+    let target_local = Uri::parse(&target.spec.uri).is_ok_and(|uri| uri.is_local());
+    let target_cluster = target.spec.cluster.as_str();
+    let mut refused = Vec::new();
+    let mut may_change = false;
+    for source in sources {
+        let owner = source.cluster.as_deref();
+        for executor in [Some(target_cluster), owner].into_iter().flatten() {
+            let name = match (executor == target_cluster, owner == Some(target_cluster)) {
+                (true, true) => "local",
+                (true, false) => "pull",
+                (false, _) => "push",
+            };
+            let plan = format!("{name} from {} by {executor}", source.what);
+            if !source.reached_by(executor) {
+                refused.push(format!("{plan}: it does not reach {}", place(source)));
+                continue;
+            }
+            if target_local && executor != target_cluster {
+                refused.push(format!("{plan}: it does not reach {}", target.spec.uri));
+                continue;
+            }
+            match clusters.get(executor) {
+                None => refused.push(format!("{plan}: there is no cluster {executor}")),
+                Some(c) if c.metadata.deletion_timestamp.is_some() => {
+                    refused.push(format!("{plan}: the cluster is being removed"));
+                }
+                Some(c) if matches!(c.state(), ClusterState::Ready | ClusterState::Suspect) => {
+                    let mut reasons = vec![format!("chosen: {plan}")];
+                    reasons.extend(refused.into_iter().map(|r| format!("refused: {r}")));
+                    return Ok(Route { name, executor: executor.to_owned(), source: source.clone(), reasons });
+                }
+                Some(c) => {
+                    may_change = true;
+                    refused.push(format!("{plan}: the cluster is {}", c.state().as_str()));
+                }
+            }
+        }
+    }
+    if refused.is_empty() {
+        refused.push("the dataset has no source that this release can read".to_owned());
+    }
+    Err(NoRoute { reasons: refused, may_change })
+}
+
+fn place(source: &Source) -> String {
+    source.endpoints.iter().map(|e| e.uri.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::{ClusterSpec, ClusterStatus, StorageSpec};
+
+    fn clusters(states: &[(&str, ClusterState)]) -> BTreeMap<String, Cluster> {
+        states
+            .iter()
+            .map(|(name, state)| {
+                let mut cluster = Cluster::new("", name, ClusterSpec::default());
+                cluster.status = Some(ClusterStatus { state: *state, ..ClusterStatus::default() });
+                ((*name).to_owned(), cluster)
+            })
+            .collect()
+    }
+
+    fn storage(cluster: &str, uri: &str) -> Storage {
+        Storage::new("", "st", StorageSpec { uri: uri.to_owned(), cluster: cluster.to_owned(), ..StorageSpec::default() })
+    }
+
+    fn source(cluster: &str, uri: &str) -> Source {
+        let endpoint = Endpoint {
+            path: String::new(),
+            uri: Uri::parse(uri).unwrap(),
+            options: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+        };
+        Source { endpoints: vec![endpoint], cluster: Some(cluster.to_owned()), root: None, what: "mounts".to_owned() }
+    }
+
+    #[test]
+    fn the_agent_that_reaches_both_ends_moves_the_bytes() {
+        let ready = clusters(&[("a", ClusterState::Ready), ("b", ClusterState::Ready)]);
+        for (from, to, expected) in [
+            ("file:///src", "s3://bucket/x", ("push", "a")),
+            ("s3://source/x", "file:///dst", ("pull", "b")),
+            ("s3://source/x", "s3://bucket/x", ("pull", "b")),
+        ] {
+            let route = choose(&[source("a", from)], &storage("b", to), &ready).unwrap();
+            assert_eq!((route.name, route.executor.as_str()), expected, "{from} -> {to}");
+        }
+        let local = choose(&[source("b", "file:///src")], &storage("b", "file:///dst"), &ready).unwrap();
+        assert_eq!((local.name, local.executor.as_str()), ("local", "b"));
+    }
+
+    #[test]
+    fn two_machines_that_share_nothing_have_no_route_and_the_reasons_say_so() {
+        let ready = clusters(&[("a", ClusterState::Ready), ("b", ClusterState::Ready)]);
+        let refused = choose(&[source("a", "file:///src")], &storage("b", "file:///dst"), &ready).unwrap_err();
+        assert!(!refused.may_change);
+        assert_eq!(refused.reasons.len(), 2);
+    }
+
+    #[test]
+    fn an_agent_that_is_away_is_waited_for_unless_another_can_do_it() {
+        let target = storage("b", "s3://bucket/x");
+        let away = clusters(&[("a", ClusterState::Ready), ("b", ClusterState::Unreachable)]);
+        assert_eq!(choose(&[source("a", "s3://source/x")], &target, &away).unwrap().executor, "a");
+        let both = clusters(&[("a", ClusterState::Unreachable), ("b", ClusterState::Unreachable)]);
+        assert!(choose(&[source("a", "s3://source/x")], &target, &both).unwrap_err().may_change);
+    }
+}

@@ -1,0 +1,181 @@
+//! A dataset's upkeep, from its first scan to its last home.
+
+use super::*;
+use crate::kinds::placement::{ClusterChoice, DatasetChoice};
+use crate::kinds::{ClusterSpec, ClusterStatus, DatasetSpec, Mount, PlacementSpec, StorageSpec};
+use crate::report::{Problem, RemoveReport, Totals, Version};
+
+fn dataset(uri: &str) -> Dataset {
+    let mount = Mount { mount_point: uri.to_owned(), path: "/".to_owned(), ..Mount::default() };
+    let mut dataset = Dataset::new("default", "d", DatasetSpec { mounts: vec![mount], ..DatasetSpec::default() });
+    dataset.metadata.generation = 1;
+    dataset.metadata.uid = "u".to_owned();
+    dataset
+}
+
+fn ready(names: &[&str]) -> BTreeMap<String, Cluster> {
+    let cluster = |name: &&str| {
+        let mut cluster = Cluster::new("", name, ClusterSpec::default());
+        cluster.status = Some(ClusterStatus { state: ClusterState::Ready, ..ClusterStatus::default() });
+        ((*name).to_owned(), cluster)
+    };
+    names.iter().map(cluster).collect()
+}
+
+struct World {
+    dataset: Dataset,
+    storages: BTreeMap<String, Storage>,
+    clusters: BTreeMap<String, Cluster>,
+    reports: BTreeMap<(String, String), StoredReport>,
+    placements: Vec<(Placement, Decision)>,
+}
+
+impl World {
+    fn new(uri: &str, clusters: &[&str]) -> Self {
+        Self {
+            dataset: dataset(uri),
+            storages: BTreeMap::new(),
+            clusters: ready(clusters),
+            reports: BTreeMap::new(),
+            placements: Vec::new(),
+        }
+    }
+
+    fn plan(&self) -> Next {
+        let placements: Vec<_> = self.placements.iter().map(|(p, d)| (p, d)).collect();
+        plan(&Facts {
+            dataset: &self.dataset,
+            storages: &self.storages,
+            clusters: &self.clusters,
+            placements: &placements,
+            reports: &self.reports,
+            migrations: &[],
+            now: Timestamp::UNIX_EPOCH,
+        })
+    }
+
+    fn say(&mut self, cluster: &str, work: &str, report: Report) {
+        let id = format!("{work}/default/d/u");
+        self.reports.insert((cluster.to_owned(), id), StoredReport { generation: 1, report });
+    }
+
+    fn scanned(&mut self) {
+        let version = Version { root: "r".into(), totals: Totals { files: 3, directories: 1, bytes: 4096 }, digested: false };
+        let by = self.clusters.keys().next().cloned().unwrap();
+        self.say(&by, "scan", Report::Scan(ScanReport { generation: 1, found: Some(version), problem: None }));
+        self.dataset.status = Some(self.plan().status);
+    }
+
+    fn place_in(&mut self, clusters: &[&str]) {
+        let spec = PlacementSpec {
+            datasets: DatasetChoice { names: vec!["d".into()], selector: None },
+            clusters: ClusterChoice::default(),
+            ..PlacementSpec::default()
+        };
+        let decision = Decision { clusters: clusters.iter().map(|c| (*c).to_owned()).collect(), ..Decision::default() };
+        self.placements.push((Placement::new("default", "p", spec), decision));
+    }
+}
+
+fn work_by_cluster(next: &Next) -> Vec<(&str, String)> {
+    next.assignments.iter().map(|(c, w)| (c.as_str(), w.0.id())).collect()
+}
+
+#[test]
+fn a_new_dataset_is_listed_by_one_cluster_after_the_other() {
+    let mut world = World::new("file:///data", &["a", "b"]);
+    assert_eq!(work_by_cluster(&world.plan()), [("a", "scan/default/d/u".to_owned())]);
+    let problem = Problem { reason: "NotFound".into(), message: "/data does not exist".into(), retrying: false };
+    world.say("a", "scan", Report::Scan(ScanReport { generation: 1, found: None, problem: Some(problem) }));
+    assert_eq!(work_by_cluster(&world.plan()).len(), 2);
+    let version = Version { root: "r".into(), totals: Totals { files: 3, directories: 1, bytes: 4096 }, digested: false };
+    world.say("b", "scan", Report::Scan(ScanReport { generation: 1, found: Some(version), problem: None }));
+    let next = world.plan();
+    assert!(next.assignments.is_empty());
+    assert_eq!(
+        (next.status.phase, next.status.source_cluster.as_deref(), next.status.ufs_total.as_str()),
+        (DatasetPhase::Bound, Some("b"), "4.00KiB")
+    );
+}
+
+#[test]
+fn a_source_that_nobody_can_read_fails_with_what_each_agent_said() {
+    let mut world = World::new("file:///data", &["a"]);
+    let problem = Problem { reason: "NotFound".into(), message: "/data does not exist".into(), retrying: false };
+    world.say("a", "scan", Report::Scan(ScanReport { generation: 1, found: None, problem: Some(problem) }));
+    let status = world.plan().status;
+    assert_eq!(status.phase, DatasetPhase::Failed);
+    assert_eq!(status.conditions[0].message, "a: NotFound: /data does not exist");
+}
+
+#[test]
+fn a_report_of_an_older_spec_is_not_taken_for_the_present_one() {
+    let mut world = World::new("file:///data", &["a"]);
+    world.scanned();
+    world.dataset.metadata.generation = 2;
+    let next = world.plan();
+    assert_eq!(next.status.observed_generation, 1);
+    assert_eq!(work_by_cluster(&next), [("a", "scan/default/d/u".to_owned())]);
+}
+
+#[test]
+fn placed_datasets_are_cached_where_their_bytes_can_be_reached() {
+    let mut world = World::new("file:///data", &["a", "b"]);
+    world.scanned();
+    world.place_in(&["a", "b"]);
+    let next = world.plan();
+    assert_eq!(work_by_cluster(&next), [("a", "cache/default/d/u".to_owned())]);
+    let phases: Vec<_> =
+        next.cache_locations.iter().map(|l| (l.metadata.name.as_str(), l.status.as_ref().unwrap().phase.as_str())).collect();
+    assert_eq!(phases, [("d.a", "Pending"), ("d.b", "Failed")]);
+}
+
+#[test]
+fn what_the_cache_reports_becomes_the_location_and_the_totals() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.scanned();
+    world.place_in(&["a"]);
+    let said = CacheReport { phase: "Filling".into(), root: "r".into(), cached_bytes: 1024, total_bytes: 4096, ..Default::default() };
+    world.say("a", "cache", Report::Cache(said));
+    let next = world.plan();
+    let status = next.cache_locations[0].status.clone().unwrap();
+    assert_eq!((status.cached_fraction, status.root.as_deref()), (0.25, Some("r")));
+    assert_eq!(next.status.cache_states["cachedPercentage"], "25.0%");
+}
+
+#[test]
+fn a_retired_home_is_forgotten_only_after_it_was_removed() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.scanned();
+    let spec = StorageSpec { uri: "file:///homes".into(), cluster: "a".into(), ..StorageSpec::default() };
+    world.storages.insert("st".into(), Storage::new("", "st", spec));
+    let home = Home {
+        storage: "st".into(),
+        cluster: "a".into(),
+        uri: "file:///homes/default/d/12345678".into(),
+        root: "r".into(),
+        bytes: 1,
+        files: 1,
+        state: HomeState::Removing,
+        verified_time: Timestamp::UNIX_EPOCH,
+        operation: String::new(),
+    };
+    world.dataset.status.as_mut().unwrap().homes.push(home);
+    let next = world.plan();
+    assert_eq!(next.status.homes.len(), 1);
+    let (cluster, work) = next.assignments.iter().next().unwrap();
+    let report = Report::Remove(RemoveReport { removed: true, problem: None });
+    world.reports.insert((cluster.clone(), work.0.id()), StoredReport { generation: 1, report });
+    let after = world.plan();
+    assert_eq!((after.status.homes.len(), after.assignments.len()), (0, 0));
+}
+
+#[test]
+fn planning_twice_gives_the_same() {
+    let mut world = World::new("s3://bucket/x", &["a", "b"]);
+    world.scanned();
+    world.place_in(&["a", "b"]);
+    let first = world.plan();
+    world.dataset.status = Some(first.status.clone());
+    assert_eq!(world.plan(), first);
+}

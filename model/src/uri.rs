@@ -1,0 +1,195 @@
+//! ① Where bytes live, as users write it: `file:///dir`, `s3://bucket/prefix`.
+//!
+//! Invariants: a parsed URI has a known scheme, no user, password, query or fragment, and a path without `..`, NUL or
+//! empty parts; its text is canonical (no trailing slash).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::names::printable;
+
+/// The schemes that this release can read and write.
+pub const SCHEMES: &[&str] = &["file", "s3"];
+
+/// A checked location.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Uri {
+    scheme: String,
+    authority: String,
+    path: String,
+}
+
+/// Why a text is no usable location.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum UriError {
+    #[error("\"{0}\" is not a URI: write SCHEME://…, for example file:///data/set or s3://bucket/prefix")]
+    NotAUri(String),
+    #[error("scheme \"{0}\" is not supported: use one of file, s3")]
+    Scheme(String),
+    #[error("\"{0}\" carries a user or password: give credentials as options")]
+    Credentials(String),
+    #[error("\"{0}\" has a query or fragment, which a location must not have")]
+    Query(String),
+    #[error("\"{0}\" must name an absolute directory without a host: file:///dir")]
+    FilePath(String),
+    #[error("\"{0}\" needs a bucket: s3://BUCKET/PREFIX (3 to 63 lower-case letters, digits, '.' or '-')")]
+    Bucket(String),
+    #[error("\"{0}\" has a path with \"..\", \".\", an empty part, a backslash or a control character")]
+    Path(String),
+    #[error("is {0} bytes long; at most 1024 are allowed")]
+    TooLong(usize),
+}
+
+const MAX_URI: usize = 1024;
+
+impl Uri {
+    /// Parses and checks a location.
+    ///
+    /// # Errors
+    /// Says which part is wrong and what would be right.
+    pub fn parse(text: &str) -> Result<Self, UriError> {
+        if text.len() > MAX_URI {
+            return Err(UriError::TooLong(text.len()));
+        }
+        let shown = || printable(text);
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| UriError::NotAUri(shown()))?;
+        if !SCHEMES.contains(&scheme) {
+            return Err(UriError::Scheme(printable(scheme)));
+        }
+        if rest.contains(['?', '#']) && scheme != "file" {
+            return Err(UriError::Query(shown()));
+        }
+        let (authority, path) = match rest.find('/') {
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        if authority.contains('@') {
+            // The text is not repeated: it may hold a password.
+            return Err(UriError::Credentials(format!("{scheme}://…")));
+        }
+        if scheme == "file" && (!authority.is_empty() || !path.starts_with('/')) {
+            return Err(UriError::FilePath(shown()));
+        }
+        if scheme == "s3" && !bucket_name(authority) {
+            return Err(UriError::Bucket(shown()));
+        }
+        let path = path.strip_suffix('/').unwrap_or(path);
+        let part_ok = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.chars().any(|c| c.is_control() || c == '\\');
+        if !path.is_empty() && !path[1..].split('/').all(part_ok) {
+            return Err(UriError::Path(shown()));
+        }
+        Ok(Self { scheme: scheme.to_owned(), authority: authority.to_owned(), path: path.to_owned() })
+    }
+
+    #[must_use]
+    pub fn scheme(&self) -> &str {
+        &self.scheme
+    }
+
+    /// The bucket of an object store; empty for a local path.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The path: empty for a bucket's (or the file system's) root, else with a leading and without a trailing slash.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether only the machines of one cluster can reach it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.scheme == "file"
+    }
+
+    /// The location one part below this one.
+    ///
+    /// # Errors
+    /// If `part` could not stand in a path, or the whole grows too long.
+    pub fn join(&self, part: &str) -> Result<Self, UriError> {
+        Self::parse(&format!("{self}/{part}"))
+    }
+
+    /// Whether `other` is this location or lies below it.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        self.scheme == other.scheme
+            && self.authority == other.authority
+            && (other.path == self.path || other.path.strip_prefix(&self.path).is_some_and(|rest| rest.starts_with('/')))
+    }
+}
+
+fn bucket_name(name: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = name.as_bytes();
+    (3..=63).contains(&bytes.len())
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'))
+}
+
+impl fmt::Display for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}{}", self.scheme, self.authority, self.path)?;
+        if self.scheme == "file" && self.path.is_empty() { f.write_str("/") } else { Ok(()) }
+    }
+}
+
+impl TryFrom<String> for Uri {
+    type Error = UriError;
+    fn try_from(text: String) -> Result<Self, UriError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Uri> for String {
+    fn from(uri: Uri) -> Self {
+        uri.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn good_locations_are_canonical() {
+        for (text, canonical) in [
+            ("file:///data/set/", "file:///data/set"),
+            ("s3://bucket", "s3://bucket"),
+            ("s3://bucket/a b/ü/", "s3://bucket/a b/ü"),
+            ("file:///", "file:///"),
+        ] {
+            assert_eq!(Uri::parse(text).map(|u| u.to_string()), Ok(canonical.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_locations_are_refused() {
+        for text in [
+            "", "data", "/data", "ftp://host/x", "s3://", "s3://B/x", "s3://ab/x", "s3://bucket/a/../b", "file:///a/./b",
+            "file://host/a", "file:///a\0b", "file:///a//b", "s3://key:secret@bucket/x", "s3://bucket/x?y=1", "file:///a\\b",
+        ] {
+            assert!(Uri::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn credentials_in_a_location_are_never_repeated() {
+        let error = Uri::parse("s3://key:hunter2@bucket/x").unwrap_err();
+        assert!(!error.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn containment_is_by_whole_parts() {
+        let parent = Uri::parse("s3://bucket/a").unwrap();
+        assert!(parent.contains(&Uri::parse("s3://bucket/a/b").unwrap()));
+        assert!(parent.contains(&parent));
+        assert!(!parent.contains(&Uri::parse("s3://bucket/ab").unwrap()));
+    }
+}

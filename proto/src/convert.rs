@@ -1,0 +1,3 @@
+//! Conversions between the wire's messages and the model's words, one file per family.
+
+pub mod store;
