@@ -1,3 +1,5 @@
+//! What the authority issues, and what it refuses to.
+
 use x509_parser::prelude::ParsedExtension;
 
 use super::*;

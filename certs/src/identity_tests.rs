@@ -1,3 +1,5 @@
+//! Which names are identities, and which are not.
+
 use proptest::prelude::*;
 
 use super::*;

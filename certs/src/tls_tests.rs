@@ -1,3 +1,5 @@
+//! Real handshakes in memory: who gets through, and who does not.
+
 use std::io::{ErrorKind, Read as _, Write as _};
 
 use rustls::{ClientConnection, ServerConnection};

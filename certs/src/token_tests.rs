@@ -1,3 +1,5 @@
+//! What becomes of a token, case by case.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -16,7 +16,11 @@ impl Path {
 
     #[must_use]
     pub fn key(&self, name: &str) -> Self {
-        if name.contains(['.', '/', '[', ']']) { Self(format!("{}[{name}]", self.0)) } else { Self(format!("{}.{name}", self.0)) }
+        if name.contains(['.', '/', '[', ']']) {
+            Self(format!("{}[{name}]", self.0))
+        } else {
+            Self(format!("{}.{name}", self.0))
+        }
     }
 
     #[must_use]

@@ -75,13 +75,20 @@ pub fn step(facts: &Facts<'_>) -> Next {
     }
 }
 
-fn finish(facts: &Facts<'_>, mut status: DataMigrateStatus, phase: OperationPhase, reason: &str, message: &str) -> Next {
+fn finish(
+    facts: &Facts<'_>,
+    mut status: DataMigrateStatus,
+    phase: OperationPhase,
+    reason: &str,
+    message: &str,
+) -> Next {
     status.phase = phase;
     reason.clone_into(&mut status.reason);
     message.clone_into(&mut status.message);
     status.started_time.get_or_insert(facts.now);
     status.finished_time = Some(facts.now);
-    status.duration = status.started_time.map_or_else(String::new, |start| duration_text(facts.now.duration_since(start)));
+    status.duration =
+        status.started_time.map_or_else(String::new, |start| duration_text(facts.now.duration_since(start)));
     if phase == OperationPhase::Complete {
         status.progress.eta_seconds = None;
     }
@@ -137,9 +144,10 @@ fn begin(facts: &Facts<'_>, mut status: DataMigrateStatus) -> Next {
         }
         Err(none) => return fail(status, "NoRoute", none.reasons.join("; ")),
     };
-    let room = target.spec.capacity_bytes.map(|capacity| {
-        capacity.saturating_sub(target.status.as_ref().map_or(0, |s| s.used_bytes))
-    });
+    let room = target
+        .spec
+        .capacity_bytes
+        .map(|capacity| capacity.saturating_sub(target.status.as_ref().map_or(0, |s| s.used_bytes)));
     if let Some(room) = room.filter(|room| *room < known.total_bytes) {
         let message = format!("Storage {target_name} has room for {room} bytes, the dataset has {}", known.total_bytes);
         return fail(status, "NoSpace", message);
@@ -181,7 +189,8 @@ fn already_there(facts: &Facts<'_>, mut status: DataMigrateStatus, homes: &[Home
         totals: crate::report::Totals { files: known.files, directories: known.directories, bytes: known.total_bytes },
         digested: known.digested,
     });
-    let mut next = finish(facts, status, OperationPhase::Complete, "AlreadyThere", "the version is at the target already");
+    let mut next =
+        finish(facts, status, OperationPhase::Complete, "AlreadyThere", "the version is at the target already");
     if facts.operation.spec.mode == MigrateMode::Move {
         next.cut_over = version.map(|version| CutOver { homes: retire_others(homes, home), version });
     }
@@ -291,8 +300,10 @@ fn cut_over(
         return Err(("Corrupt", format!("the copy has root {}, its source has {root}", version.root)));
     }
     let target = facts.operation.target().unwrap_or_default();
-    let storage =
-        facts.storages.get(target).ok_or_else(|| ("StorageNotFound", format!("Storage {target} was deleted meanwhile")))?;
+    let storage = facts
+        .storages
+        .get(target)
+        .ok_or_else(|| ("StorageNotFound", format!("Storage {target} was deleted meanwhile")))?;
     let home = Home {
         storage: target.to_owned(),
         cluster: storage.spec.cluster.clone(),
@@ -308,7 +319,9 @@ fn cut_over(
     let mut homes = match facts.operation.spec.mode {
         MigrateMode::Move => retire_others(&present, &home),
         // One Storage holds one version: an older one goes, whatever the mode.
-        MigrateMode::Copy => present.into_iter().map(|h| if h.storage == home.storage { retire(h) } else { h }).collect(),
+        MigrateMode::Copy => {
+            present.into_iter().map(|h| if h.storage == home.storage { retire(h) } else { h }).collect()
+        }
     };
     homes.retain(|h| h.uri != home.uri);
     homes.push(home);

@@ -47,7 +47,8 @@ fn dns1035_problem(name: &str) -> Option<String> {
 fn subdomain_problem(name: &str) -> Option<String> {
     let rule = "must be a DNS-1123 subdomain: lower-case letters, digits, '-' and '.', each part starting and ending \
                 with a letter or digit, at most 253 characters (for example 'my.name-1')";
-    let part_ok = |part: &str| !part.is_empty() && !part.starts_with('-') && !part.ends_with('-') && label_characters(part);
+    let part_ok =
+        |part: &str| !part.is_empty() && !part.starts_with('-') && !part.ends_with('-') && label_characters(part);
     (name.len() > MAX_SUBDOMAIN || !name.split('.').all(part_ok)).then(|| rule.to_owned())
 }
 

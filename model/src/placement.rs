@@ -42,9 +42,8 @@ pub fn place<'a>(
     }
     let wanted = choice.count.map_or(fitting.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
     let spread_label = spread_label(&choice.spread_by);
-    let domain = |cluster: &Cluster| {
-        spread_label.and_then(|label| cluster.labels().get(label)).cloned().unwrap_or_default()
-    };
+    let domain =
+        |cluster: &Cluster| spread_label.and_then(|label| cluster.labels().get(label)).cloned().unwrap_or_default();
     let mut used: BTreeMap<String, usize> = BTreeMap::new();
     while decision.clusters.len() < wanted && !fitting.is_empty() {
         // The emptiest domain first, then who has it already, then Ready before Suspect, then by name.

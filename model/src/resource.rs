@@ -172,8 +172,8 @@ fn decode<R: Resource>(value: Value) -> Result<Decoded, DecodeError> {
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
     let read: Result<R, _> = serde_ignored::deserialize(tracked, |path| unknown.push(path.to_string()));
     let object = read.map_err(|e| DecodeError::Type { path: track.path().to_string(), problem: e.to_string() })?;
-    let object = serde_json::to_value(object)
-        .map_err(|e| DecodeError::Type { path: ".".to_owned(), problem: e.to_string() })?;
+    let object =
+        serde_json::to_value(object).map_err(|e| DecodeError::Type { path: ".".to_owned(), problem: e.to_string() })?;
     Ok(Decoded { object, unknown })
 }
 

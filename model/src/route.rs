@@ -32,7 +32,11 @@ impl Source {
 }
 
 /// The secret options of a place, with the namespace filled in.
-fn secrets(options: &[EncryptOption], namespace: &str, own_namespace_only: bool) -> BTreeMap<String, SecretKeySelector> {
+fn secrets(
+    options: &[EncryptOption],
+    namespace: &str,
+    own_namespace_only: bool,
+) -> BTreeMap<String, SecretKeySelector> {
     options
         .iter()
         .map(|option| {
@@ -124,11 +128,7 @@ pub struct NoRoute {
 ///
 /// # Errors
 /// With the reason for every pair of source and agent, when none can do it.
-pub fn choose(
-    sources: &[Source],
-    target: &Storage,
-    clusters: &BTreeMap<String, Cluster>,
-) -> Result<Route, NoRoute> {
+pub fn choose(sources: &[Source], target: &Storage, clusters: &BTreeMap<String, Cluster>) -> Result<Route, NoRoute> {
     let target_local = Uri::parse(&target.spec.uri).is_ok_and(|uri| uri.is_local());
     let target_cluster = target.spec.cluster.as_str();
     let mut refused = Vec::new();
@@ -194,7 +194,11 @@ mod tests {
     }
 
     fn storage(cluster: &str, uri: &str) -> Storage {
-        Storage::new("", "st", StorageSpec { uri: uri.to_owned(), cluster: cluster.to_owned(), ..StorageSpec::default() })
+        Storage::new(
+            "",
+            "st",
+            StorageSpec { uri: uri.to_owned(), cluster: cluster.to_owned(), ..StorageSpec::default() },
+        )
     }
 
     fn source(cluster: &str, uri: &str) -> Source {

@@ -78,7 +78,8 @@ impl LabelSelector {
             }
             let wants_values = matches!(requirement.operator, Operator::In | Operator::NotIn);
             if wants_values == requirement.values.is_empty() {
-                let rule = if wants_values { "In and NotIn need values" } else { "Exists and DoesNotExist take no values" };
+                let rule =
+                    if wants_values { "In and NotIn need values" } else { "Exists and DoesNotExist take no values" };
                 errors.push(&at.key("values"), rule);
             }
         }
@@ -153,8 +154,16 @@ mod tests {
     fn the_text_form_chooses_as_kubernetes_does() {
         let eu = labels(&[("region", "eu"), ("gpu", "a100")]);
         for (text, expected) in [
-            ("", true), ("region=eu", true), ("region==eu,gpu", true), ("region!=eu", false), ("absent!=x", true),
-            ("region in (us, eu)", true), ("region notin (eu)", false), ("!gpu", false), ("!absent", true), ("absent", false),
+            ("", true),
+            ("region=eu", true),
+            ("region==eu,gpu", true),
+            ("region!=eu", false),
+            ("absent!=x", true),
+            ("region in (us, eu)", true),
+            ("region notin (eu)", false),
+            ("!gpu", false),
+            ("!absent", true),
+            ("absent", false),
         ] {
             assert_eq!(LabelSelector::parse(text).unwrap().matches(&eu), expected, "{text}");
         }

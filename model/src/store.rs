@@ -73,9 +73,14 @@ impl Compare {
 /// One write of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    Put { key: String, value: Vec<u8> },
+    Put {
+        key: String,
+        value: Vec<u8>,
+    },
     /// Deleting an absent key does nothing.
-    Delete { key: String },
+    Delete {
+        key: String,
+    },
 }
 
 impl Op {

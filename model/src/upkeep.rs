@@ -159,7 +159,8 @@ fn scan(facts: &Facts<'_>, next: &mut Next) {
     }
     let all_failed = !said.is_empty() && !said.iter().any(|s| s.starts_with("waits"));
     let reason = if all_failed { "SourceUnreadable" } else { "Waiting" };
-    let message = if said.is_empty() { "waits for a Ready cluster that can read the mounts".to_owned() } else { said.join("; ") };
+    let message =
+        if said.is_empty() { "waits for a Ready cluster that can read the mounts".to_owned() } else { said.join("; ") };
     condition(facts, &mut next.status, "Scanned", ConditionStatus::False, reason, &message);
 }
 
@@ -195,7 +196,8 @@ fn homes(facts: &Facts<'_>, next: &mut Next) {
             // Its Storage is gone, and with it the key to the place: there is nothing left to do.
             continue;
         };
-        let work = Work::Remove(RemoveWork { dataset: key(facts.dataset), target: route::storage_endpoint(storage, uri) });
+        let work =
+            Work::Remove(RemoveWork { dataset: key(facts.dataset), target: route::storage_endpoint(storage, uri) });
         match report(facts, &home.cluster, &work) {
             Some(Report::Remove(said)) if said.removed => {}
             said => {
@@ -239,7 +241,8 @@ fn caches(facts: &Facts<'_>, next: &mut Next) {
             &format!("{}.{cluster}", dataset.metadata.name),
             CacheLocationSpec { dataset: dataset.metadata.name.clone(), cluster: cluster.to_owned() },
         );
-        let mut status = CacheLocationStatus { engine: ENGINE.to_owned(), phase: "Pending".to_owned(), ..Default::default() };
+        let mut status =
+            CacheLocationStatus { engine: ENGINE.to_owned(), phase: "Pending".to_owned(), ..Default::default() };
         let source = route::nearest(&sources, cluster);
         match (next.status.root.clone(), source) {
             (None, _) => "waits until the dataset's sources were listed".clone_into(&mut status.message),
@@ -312,8 +315,7 @@ fn summary(facts: &Facts<'_>, status: &mut DatasetStatus, locations: &[CacheLoca
     if !held.is_empty() {
         let cached: u64 = held.iter().map(|s| s.cached_bytes).sum();
         let total: u64 = held.iter().map(|s| s.total_bytes).sum();
-        let capacity: u64 =
-            held.iter().flat_map(|s| &s.nodes).flat_map(|n| &n.media).map(|m| m.capacity_bytes).sum();
+        let capacity: u64 = held.iter().flat_map(|s| &s.nodes).flat_map(|n| &n.media).map(|m| m.capacity_bytes).sum();
         let complete = held.iter().all(|s| s.phase == "Ready");
         let percentage = format!("{:.1}%", fraction(cached, total, complete) * 100.0);
         status.cache_states.insert("cached".to_owned(), human_bytes(cached));
@@ -339,7 +341,14 @@ pub fn human_bytes(bytes: u64) -> String {
     format!("{value:.2}{unit}")
 }
 
-fn condition(facts: &Facts<'_>, status: &mut DatasetStatus, kind: &str, is: ConditionStatus, reason: &str, message: &str) {
+fn condition(
+    facts: &Facts<'_>,
+    status: &mut DatasetStatus,
+    kind: &str,
+    is: ConditionStatus,
+    reason: &str,
+    message: &str,
+) {
     set_condition(
         &mut status.conditions,
         Condition {

@@ -77,7 +77,9 @@ impl Uri {
             return Err(UriError::Bucket(shown()));
         }
         let path = path.strip_suffix('/').unwrap_or(path);
-        let part_ok = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.chars().any(|c| c.is_control() || c == '\\');
+        let part_ok = |part: &str| {
+            !part.is_empty() && part != "." && part != ".." && !part.chars().any(|c| c.is_control() || c == '\\')
+        };
         if !path.is_empty() && !path[1..].split('/').all(part_ok) {
             return Err(UriError::Path(shown()));
         }
@@ -120,7 +122,8 @@ impl Uri {
     pub fn contains(&self, other: &Self) -> bool {
         self.scheme == other.scheme
             && self.authority == other.authority
-            && (other.path == self.path || other.path.strip_prefix(&self.path).is_some_and(|rest| rest.starts_with('/')))
+            && (other.path == self.path
+                || other.path.strip_prefix(&self.path).is_some_and(|rest| rest.starts_with('/')))
     }
 }
 
@@ -172,8 +175,21 @@ mod tests {
     #[test]
     fn bad_locations_are_refused() {
         for text in [
-            "", "data", "/data", "ftp://host/x", "s3://", "s3://B/x", "s3://ab/x", "s3://bucket/a/../b", "file:///a/./b",
-            "file://host/a", "file:///a\0b", "file:///a//b", "s3://key:secret@bucket/x", "s3://bucket/x?y=1", "file:///a\\b",
+            "",
+            "data",
+            "/data",
+            "ftp://host/x",
+            "s3://",
+            "s3://B/x",
+            "s3://ab/x",
+            "s3://bucket/a/../b",
+            "file:///a/./b",
+            "file://host/a",
+            "file:///a\0b",
+            "file:///a//b",
+            "s3://key:secret@bucket/x",
+            "s3://bucket/x?y=1",
+            "file:///a\\b",
         ] {
             assert!(Uri::parse(text).is_err(), "{text:?}");
         }

@@ -125,7 +125,9 @@ impl Resource for Secret {
             errors.push(&data, format!("too long: {bytes} bytes, at most {MAX_SECRET_BYTES}"));
         }
         let key_ok = |key: &str| {
-            !key.is_empty() && key.len() <= 253 && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            !key.is_empty()
+                && key.len() <= 253
+                && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         };
         for key in self.data.keys().chain(self.string_data.keys()).filter(|key| !key_ok(key)) {
             errors.invalid(&data, key, "key must be letters, digits, '-', '_' or '.', at most 253 characters");

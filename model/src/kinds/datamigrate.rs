@@ -256,10 +256,18 @@ impl Resource for DataMigrate {
         match &self.spec.from.dataset {
             Some(dataset) if !dataset.name.is_empty() => {
                 if !dataset.path.is_empty() {
-                    errors.invalid(&spec.key("from").key("dataset").key("path"), &dataset.path, "migrating a part is not supported: leave it out");
+                    errors.invalid(
+                        &spec.key("from").key("dataset").key("path"),
+                        &dataset.path,
+                        "migrating a part is not supported: leave it out",
+                    );
                 }
                 if !dataset.namespace.is_empty() && dataset.namespace != self.metadata.namespace {
-                    errors.invalid(&spec.key("from").key("dataset").key("namespace"), &dataset.namespace, "must be the operation's own namespace");
+                    errors.invalid(
+                        &spec.key("from").key("dataset").key("namespace"),
+                        &dataset.namespace,
+                        "must be the operation's own namespace",
+                    );
                 }
             }
             _ => errors.required(&spec.key("from").key("dataset").key("name"), "the dataset to migrate"),

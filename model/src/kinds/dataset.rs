@@ -181,8 +181,18 @@ impl Resource for Dataset {
         columns: &[
             PrinterColumn { name: "Ufs Total Size", kind: "string", pointer: "/status/ufsTotal", priority: 0 },
             PrinterColumn { name: "Cached", kind: "string", pointer: "/status/cacheStates/cached", priority: 0 },
-            PrinterColumn { name: "Cache Capacity", kind: "string", pointer: "/status/cacheStates/cacheCapacity", priority: 0 },
-            PrinterColumn { name: "Cached Percentage", kind: "string", pointer: "/status/cacheStates/cachedPercentage", priority: 0 },
+            PrinterColumn {
+                name: "Cache Capacity",
+                kind: "string",
+                pointer: "/status/cacheStates/cacheCapacity",
+                priority: 0,
+            },
+            PrinterColumn {
+                name: "Cached Percentage",
+                kind: "string",
+                pointer: "/status/cacheStates/cachedPercentage",
+                priority: 0,
+            },
             PrinterColumn { name: "Phase", kind: "string", pointer: "/status/phase", priority: 0 },
             PrinterColumn { name: "Age", kind: "date", pointer: "/metadata/creationTimestamp", priority: 0 },
             PrinterColumn { name: "Total Files", kind: "string", pointer: "/status/fileNum", priority: 11 },
@@ -207,9 +217,14 @@ impl Resource for Dataset {
             validate_mount(mount, &mounts.index(i), errors);
         }
         for (i, mount) in self.spec.mounts.iter().enumerate() {
-            let nested = self.spec.mounts.iter().take(i).any(|other| paths_collide(mount.tree_path(), other.tree_path()));
+            let nested =
+                self.spec.mounts.iter().take(i).any(|other| paths_collide(mount.tree_path(), other.tree_path()));
             if nested {
-                errors.invalid(&mounts.index(i).key("path"), mount.tree_path(), "lies at or inside another mount's path");
+                errors.invalid(
+                    &mounts.index(i).key("path"),
+                    mount.tree_path(),
+                    "lies at or inside another mount's path",
+                );
             }
         }
     }
@@ -256,7 +271,9 @@ fn validate_mount(mount: &Mount, at: &Path, errors: &mut FieldErrors) {
         _ => validate_uri(&mount.mount_point, &point, errors),
     }
     let tree_path = mount.tree_path();
-    let part_ok = |part: &str| !part.is_empty() && part != "." && part != ".." && part.len() <= 255 && !part.chars().any(char::is_control);
+    let part_ok = |part: &str| {
+        !part.is_empty() && part != "." && part != ".." && part.len() <= 255 && !part.chars().any(char::is_control)
+    };
     if !tree_path.is_empty() && !tree_path.split('/').all(part_ok) {
         errors.invalid(&at.key("path"), tree_path, "must be a path without '..', empty parts or control characters");
     }

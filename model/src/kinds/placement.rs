@@ -106,7 +106,8 @@ impl Resource for Placement {
         if self.spec.datasets.names.is_empty() && self.spec.datasets.selector.is_none() {
             errors.required(&datasets, "names or a selector");
         }
-        let selectors = [(&self.spec.datasets.selector, datasets), (&self.spec.clusters.selector, spec.key("clusters"))];
+        let selectors =
+            [(&self.spec.datasets.selector, datasets), (&self.spec.clusters.selector, spec.key("clusters"))];
         for (selector, at) in selectors {
             if let Some(selector) = selector {
                 selector.validate(&at.key("selector"), errors);

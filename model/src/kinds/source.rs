@@ -12,10 +12,26 @@ use crate::uri::{Uri, UriError};
 
 /// Option names whose values are secrets, whatever the store.
 pub const SECRET_OPTIONS: &[&str] = &[
-    "access_key_id", "secret_access_key", "session_token", "security_token", "access_key_secret", "account_key",
-    "sas_token", "credential", "token", "password", "client_secret", "server_side_encryption_customer_key",
-    "fs.s3a.access.key", "fs.s3a.secret.key", "fs.oss.accessKeyId", "fs.oss.accessKeySecret", "aws.accessKeyId",
-    "aws.secretKey", "access-key", "secret-key",
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "security_token",
+    "access_key_secret",
+    "account_key",
+    "sas_token",
+    "credential",
+    "token",
+    "password",
+    "client_secret",
+    "server_side_encryption_customer_key",
+    "fs.s3a.access.key",
+    "fs.s3a.secret.key",
+    "fs.oss.accessKeyId",
+    "fs.oss.accessKeySecret",
+    "aws.accessKeyId",
+    "aws.secretKey",
+    "access-key",
+    "secret-key",
 ];
 
 /// Whether an option's value must not stand in a spec.

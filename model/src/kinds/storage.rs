@@ -81,7 +81,9 @@ impl Resource for Storage {
         validate_uri(&self.spec.uri, &spec.key("uri"), errors);
         validate_options(&self.spec.options, &self.spec.encrypt_options, &spec, errors);
         match NameRule::Dns1123Subdomain.problem(&self.spec.cluster) {
-            _ if self.spec.cluster.is_empty() => errors.required(&spec.key("cluster"), "the cluster that the place belongs to"),
+            _ if self.spec.cluster.is_empty() => {
+                errors.required(&spec.key("cluster"), "the cluster that the place belongs to")
+            }
             Some(problem) => errors.invalid(&spec.key("cluster"), &self.spec.cluster, problem),
             None => {}
         }
@@ -89,7 +91,9 @@ impl Resource for Storage {
             errors.push(&spec.key("pricePerGbMonth"), "must be a number of at least 0");
         }
         if let Some(old) = old {
-            for (field, changed) in [("uri", old.spec.uri != self.spec.uri), ("cluster", old.spec.cluster != self.spec.cluster)] {
+            for (field, changed) in
+                [("uri", old.spec.uri != self.spec.uri), ("cluster", old.spec.cluster != self.spec.cluster)]
+            {
                 if changed {
                     errors.immutable(&spec.key(field));
                 }

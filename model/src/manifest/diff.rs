@@ -70,7 +70,11 @@ pub fn aspects(before: &Entry, after: &Entry) -> Vec<Aspect> {
         .collect(),
         (Entry::Directory, Entry::Directory) => Vec::new(),
         (Entry::Symlink { target: before }, Entry::Symlink { target: after }) => {
-            if before == after { Vec::new() } else { vec![Aspect::Target] }
+            if before == after {
+                Vec::new()
+            } else {
+                vec![Aspect::Target]
+            }
         }
         _ => vec![Aspect::Kind],
     }

@@ -1,3 +1,5 @@
+//! What holds of every tree, however it was built.
+
 #![allow(clippy::unwrap_used)]
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};

@@ -39,7 +39,10 @@ fn world() -> World {
         "default",
         "m",
         DataMigrateSpec {
-            from: DataEnd { dataset: Some(DatasetRef { name: "d".into(), ..DatasetRef::default() }), ..DataEnd::default() },
+            from: DataEnd {
+                dataset: Some(DatasetRef { name: "d".into(), ..DatasetRef::default() }),
+                ..DataEnd::default()
+            },
             to: DataEnd { storage: Some(StorageRef { name: "st".into() }), ..DataEnd::default() },
             ..DataMigrateSpec::default()
         },
@@ -60,7 +63,11 @@ fn world() -> World {
 }
 
 impl World {
-    fn facts<'a>(&'a self, assigned: Option<(&'a str, &'a MigrateWork)>, report: Option<&'a MigrateReport>) -> Facts<'a> {
+    fn facts<'a>(
+        &'a self,
+        assigned: Option<(&'a str, &'a MigrateWork)>,
+        report: Option<&'a MigrateReport>,
+    ) -> Facts<'a> {
         Facts {
             operation: &self.operation,
             dataset: Some(&self.dataset),
@@ -116,7 +123,10 @@ fn a_finished_copy_becomes_a_home_and_the_operation_ends_at_once() {
     let mut world = world();
     let (cluster, work) = world.started();
     let next = step(&world.facts(Some((&cluster, &work)), Some(&done("full"))));
-    assert_eq!((next.status.phase, next.status.root.as_deref(), next.assignment), (OperationPhase::Complete, Some("full"), None));
+    assert_eq!(
+        (next.status.phase, next.status.root.as_deref(), next.assignment),
+        (OperationPhase::Complete, Some("full"), None)
+    );
     let homes = next.cut_over.unwrap().homes;
     assert_eq!(homes.len(), 1);
     assert_eq!((homes[0].storage.as_str(), homes[0].cluster.as_str(), homes[0].state), ("st", "b", HomeState::Ready));
@@ -182,7 +192,8 @@ fn a_second_migration_of_a_dataset_waits_for_the_first() {
 fn an_agents_failure_is_told_with_its_reason() {
     let mut world = world();
     let (cluster, work) = world.started();
-    let problem = Problem { reason: "AccessDenied".into(), message: "the store refused the key".into(), retrying: false };
+    let problem =
+        Problem { reason: "AccessDenied".into(), message: "the store refused the key".into(), retrying: false };
     let failed = MigrateReport { problem: Some(problem), ..report(MigratePhase::Failed) };
     let end = step(&world.facts(Some((&cluster, &work)), Some(&failed)));
     assert_eq!(

@@ -60,7 +60,8 @@ impl World {
     }
 
     fn scanned(&mut self) {
-        let version = Version { root: "r".into(), totals: Totals { files: 3, directories: 1, bytes: 4096 }, digested: false };
+        let version =
+            Version { root: "r".into(), totals: Totals { files: 3, directories: 1, bytes: 4096 }, digested: false };
         let by = self.clusters.keys().next().cloned().unwrap();
         self.say(&by, "scan", Report::Scan(ScanReport { generation: 1, found: Some(version), problem: None }));
         self.dataset.status = Some(self.plan().status);
@@ -88,7 +89,8 @@ fn a_new_dataset_is_listed_by_one_cluster_after_the_other() {
     let problem = Problem { reason: "NotFound".into(), message: "/data does not exist".into(), retrying: false };
     world.say("a", "scan", Report::Scan(ScanReport { generation: 1, found: None, problem: Some(problem) }));
     assert_eq!(work_by_cluster(&world.plan()).len(), 2);
-    let version = Version { root: "r".into(), totals: Totals { files: 3, directories: 1, bytes: 4096 }, digested: false };
+    let version =
+        Version { root: "r".into(), totals: Totals { files: 3, directories: 1, bytes: 4096 }, digested: false };
     world.say("b", "scan", Report::Scan(ScanReport { generation: 1, found: Some(version), problem: None }));
     let next = world.plan();
     assert!(next.assignments.is_empty());
@@ -125,8 +127,11 @@ fn placed_datasets_are_cached_where_their_bytes_can_be_reached() {
     world.place_in(&["a", "b"]);
     let next = world.plan();
     assert_eq!(work_by_cluster(&next), [("a", "cache/default/d/u".to_owned())]);
-    let phases: Vec<_> =
-        next.cache_locations.iter().map(|l| (l.metadata.name.as_str(), l.status.as_ref().unwrap().phase.as_str())).collect();
+    let phases: Vec<_> = next
+        .cache_locations
+        .iter()
+        .map(|l| (l.metadata.name.as_str(), l.status.as_ref().unwrap().phase.as_str()))
+        .collect();
     assert_eq!(phases, [("d.a", "Pending"), ("d.b", "Failed")]);
 }
 
@@ -135,7 +140,13 @@ fn what_the_cache_reports_becomes_the_location_and_the_totals() {
     let mut world = World::new("s3://bucket/x", &["a"]);
     world.scanned();
     world.place_in(&["a"]);
-    let said = CacheReport { phase: "Filling".into(), root: "r".into(), cached_bytes: 1024, total_bytes: 4096, ..Default::default() };
+    let said = CacheReport {
+        phase: "Filling".into(),
+        root: "r".into(),
+        cached_bytes: 1024,
+        total_bytes: 4096,
+        ..Default::default()
+    };
     world.say("a", "cache", Report::Cache(said));
     let next = world.plan();
     let status = next.cache_locations[0].status.clone().unwrap();

@@ -1,0 +1,129 @@
+//! ⑧ Reconciles a cluster: judges its silence, and sees it off when it is removed.
+//!
+//! Removal is bounded: the cluster's work is withdrawn first, so that its agent cleans up while it may still speak;
+//! then, when nothing is cached there any more or the time is up, the object goes, and in the same transaction its
+//! certificates are revoked.
+
+use std::time::Duration;
+
+use fluvial_model::desired::Work;
+use fluvial_model::kinds::cluster::CLUSTER_FINALIZER;
+use fluvial_model::kinds::{Cluster, ClusterState};
+use fluvial_model::liveness;
+use fluvial_model::resource::Resource;
+use tracing::{info, warn};
+
+use super::PlannerContext;
+use super::apply::Change;
+use super::mirror::Mirror;
+use crate::enrol;
+use crate::objects::ObjectError;
+
+/// How long a cluster that is being removed may take to clean up before it is cut off.
+const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+/// How often `lastSeen` is written while nothing else changes.
+const LAST_SEEN_EVERY: Duration = Duration::from_secs(60);
+/// Assignments and reports withdrawn in one transaction when a cluster goes.
+const WITHDRAW_BATCH: usize = 100;
+
+/// Judges the silence of every cluster.
+pub(super) async fn judge(context: &PlannerContext, mirror: &mut Mirror) -> Result<(), ObjectError> {
+    let now = context.clock.now();
+    let mut judged: Vec<(String, ClusterState)> = Vec::new();
+    for (name, cluster) in &mirror.clusters {
+        let previous = cluster.state();
+        // A hub that took the lead a moment ago has not heard of anybody: silence counts from then.
+        let silence = context.liveness.silence(name).or_else(|| {
+            (previous != ClusterState::Pending).then(|| context.liveness.since_start())
+        });
+        let leaving = cluster.metadata.deletion_timestamp.is_some();
+        let state = if leaving { ClusterState::Leaving } else { liveness::state(previous, silence) };
+        let heard = silence.filter(|s| *s < liveness::SUSPECT_AFTER).is_some();
+        let seen = cluster.status.as_ref().and_then(|s| s.last_seen);
+        let stale = seen.is_none_or(|seen| now.duration_since(seen).unsigned_abs() >= LAST_SEEN_EVERY);
+        if state != previous || (heard && stale) {
+            judged.push((name.clone(), state));
+        }
+    }
+    for (name, state) in judged {
+        let (Some(cluster), Some(revision)) = (mirror.clusters.get(&name), mirror.cluster_revisions.get(&name)) else {
+            continue;
+        };
+        let mut object = cluster.clone();
+        let mut status = object.status.take().unwrap_or_default();
+        if status.state != state {
+            info!(cluster = name, from = status.state.as_str(), to = state.as_str(), "cluster state");
+        }
+        status.state = state;
+        if let Some(silence) = context.liveness.silence(&name) {
+            status.last_seen = now.checked_sub(silence).ok();
+        }
+        object.status = Some(status);
+        let mut change = Change::default();
+        change.put(context, &object, Some(*revision))?;
+        change.commit(context).await?;
+    }
+    Ok(())
+}
+
+/// Sees a cluster off when it is being removed.
+pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, name: &str) -> Result<(), ObjectError> {
+    let (Some(cluster), Some(revision)) = (mirror.clusters.get(name), mirror.cluster_revisions.get(name)) else {
+        return Ok(());
+    };
+    let Some(since) = cluster.metadata.deletion_timestamp else { return Ok(()) };
+    let waited = context.clock.now().duration_since(since).unsigned_abs();
+    if waited < LEAVE_WITHIN && may_still_clean(mirror, name, cluster) {
+        return Ok(());
+    }
+    let others: Vec<&String> = cluster.metadata.finalizers.iter().filter(|f| *f != CLUSTER_FINALIZER).collect();
+    if !others.is_empty() {
+        return Ok(());
+    }
+    let (revision, key) = (*revision, cluster.key());
+    let left: Vec<String> = mirror
+        .assignments
+        .keys()
+        .chain(mirror.reports.keys())
+        .filter(|(cluster, _)| cluster == name)
+        .map(|(_, id)| id.clone())
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    if !left.is_empty() {
+        warn!(cluster = name, assignments = left.len(), "the cluster is removed before its agent has cleaned up");
+    }
+    for batch in left.chunks(WITHDRAW_BATCH) {
+        let mut change = Change::default();
+        for id in batch {
+            change.withdraw(mirror, name, id);
+        }
+        change.commit(context).await?;
+    }
+    super::still_leading(context).await.map_err(|source| ObjectError::Store { key: key.clone(), source })?;
+    let mut change = Change::default();
+    change.delete(key, revision);
+    let (revocation, value) = enrol::revocation(name, context.clock.now());
+    let known = context
+        .objects
+        .store
+        .get(&revocation, fluvial_raft::Consistency::Linearizable)
+        .await
+        .map_err(|source| ObjectError::Store { key: revocation.clone(), source })?;
+    change.put_bytes(revocation, known.map(|kv| kv.mod_revision), value);
+    if change.commit(context).await? {
+        info!(cluster = name, "cluster removed, its certificates are revoked");
+    }
+    Ok(())
+}
+
+/// Whether the agent is there and has something left to take away.
+fn may_still_clean(mirror: &Mirror, name: &str, cluster: &Cluster) -> bool {
+    let status = cluster.status.clone().unwrap_or_default();
+    if status.last_seen.is_none() {
+        return false;
+    }
+    // Caches are withdrawn by their datasets' upkeep as soon as the cluster is Leaving; migrations end by themselves.
+    let busy = mirror.assignments.iter().any(|((cluster, _), at)| cluster == name && !matches!(at.value, Work::Scan(_)));
+    busy || status.used_bytes > 0 || status.state != ClusterState::Leaving
+}

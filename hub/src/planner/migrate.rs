@@ -1,0 +1,174 @@
+//! ③⑧ Reconciles a migration: hands the work to an agent, follows its reports, and cuts over.
+
+use fluvial_model::desired::{MigrateWork, Work};
+use fluvial_model::kinds::core::{EventSource, ObjectReference};
+use fluvial_model::kinds::{DataMigrate, Event, OperationPhase};
+use fluvial_model::meta::ObjectMeta;
+use fluvial_model::migration::{self, Facts, Next};
+use fluvial_model::report::{MigrateReport, Report};
+use fluvial_model::resource::Resource;
+
+use super::PlannerContext;
+use super::apply::Change;
+use super::mirror::{Mirror, Named};
+use crate::clock::fresh_uid;
+use crate::objects::ObjectError;
+
+pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key: &Named) -> Result<(), ObjectError> {
+    let Some(at) = mirror.migrates.get(key).cloned() else {
+        return withdraw_orphans(context, mirror, key).await;
+    };
+    let mut operation = at.value;
+    let assigned = assignment_of(mirror, &operation.metadata.uid);
+    let next = decide(context, mirror, &operation, assigned.as_ref());
+    let mut change = Change::default();
+    let deleting = operation.metadata.deletion_timestamp.is_some();
+    let before = operation.status.clone().unwrap_or_default();
+    if deleting && next.release {
+        operation.metadata.finalizers.retain(|f| f != fluvial_model::kinds::datamigrate::MIGRATE_FINALIZER);
+    }
+    if deleting && operation.metadata.finalizers.is_empty() {
+        change.delete(operation.key(), at.revision);
+    } else if next.status != before || (deleting && next.release) {
+        operation.status = Some(next.status.clone());
+        change.put(context, &operation, Some(at.revision))?;
+    }
+    if let (Some(cut_over), Some((namespace, name))) = (&next.cut_over, operation.dataset()) {
+        let named = (namespace.to_owned(), name.to_owned());
+        let Some(dataset) = mirror.datasets.get(&named).cloned() else { return Ok(()) };
+        let mut object = dataset.value;
+        let mut status = object.status.unwrap_or_default();
+        status.homes = cut_over.homes.clone();
+        status.root = Some(cut_over.version.root.clone());
+        status.digested = cut_over.version.digested;
+        status.files = cut_over.version.totals.files;
+        status.directories = cut_over.version.totals.directories;
+        status.total_bytes = cut_over.version.totals.bytes;
+        object.status = Some(status);
+        change.put(context, &object, Some(dataset.revision))?;
+    }
+    let held = assigned.as_ref().map(|(cluster, work)| (cluster.clone(), Work::Migrate(work.clone()).id()));
+    match &next.assignment {
+        Some((cluster, work)) => {
+            let work = Work::Migrate(work.clone());
+            let known = mirror.assignments.get(&(cluster.clone(), work.id()));
+            change.assign(cluster, &work, known)?;
+        }
+        None => {
+            if let Some((cluster, id)) = &held {
+                change.withdraw(mirror, cluster, id);
+            }
+        }
+    }
+    if before.phase != next.status.phase
+        && let Some(event) = event(context, &operation, &next)
+    {
+        change.put(context, &event, None)?;
+    }
+    change.commit(context).await?;
+    Ok(())
+}
+
+/// The cluster and the work of an operation, if any agent has it.
+fn assignment_of(mirror: &Mirror, operation: &str) -> Option<(String, MigrateWork)> {
+    mirror.assignments.iter().find_map(|((cluster, _), at)| match &at.value {
+        Work::Migrate(work) if work.operation == operation => Some((cluster.clone(), work.clone())),
+        _ => None,
+    })
+}
+
+fn decide(
+    context: &PlannerContext,
+    mirror: &Mirror,
+    operation: &DataMigrate,
+    assigned: Option<&(String, MigrateWork)>,
+) -> Next {
+    let dataset = operation.dataset().map(|(ns, name)| (ns.to_owned(), name.to_owned()));
+    let earlier = dataset.as_ref().and_then(|dataset| {
+        let first = mirror.migrations_of(dataset).into_iter().find(|m| !m.spec.dry_run)?;
+        (first.metadata.uid != operation.metadata.uid && !operation.spec.dry_run).then(|| first.metadata.name.clone())
+    });
+    let report: Option<&MigrateReport> = assigned.and_then(|(cluster, work)| {
+        let id = Work::Migrate(work.clone()).id();
+        match &mirror.reports.get(&(cluster.clone(), id))?.value.report {
+            Report::Migrate(report) => Some(report),
+            Report::Scan(_) | Report::Cache(_) | Report::Remove(_) => None,
+        }
+    });
+    migration::step(&Facts {
+        operation,
+        dataset: dataset.and_then(|named| mirror.datasets.get(&named)).map(|at| &at.value),
+        storages: &mirror.storages,
+        clusters: &mirror.clusters,
+        earlier: earlier.as_deref(),
+        assigned: assigned.map(|(cluster, work)| (cluster.as_str(), work)),
+        report,
+        now: context.clock.now(),
+    })
+}
+
+/// Work of operations that were deleted by force: their agents stop and clean up.
+async fn withdraw_orphans(context: &PlannerContext, mirror: &Mirror, key: &Named) -> Result<(), ObjectError> {
+    let mut change = Change::default();
+    for ((cluster, id), at) in &mirror.assignments {
+        if let Work::Migrate(work) = &at.value
+            && work.dataset.namespace == key.0
+            && !mirror.migrates.values().any(|m| m.value.metadata.uid == work.operation)
+        {
+            change.withdraw(mirror, cluster, id);
+        }
+    }
+    change.commit(context).await?;
+    Ok(())
+}
+
+/// What `describe` shows of a change of phase.
+fn event(context: &PlannerContext, operation: &DataMigrate, next: &Next) -> Option<Event> {
+    let status = &next.status;
+    let bad = matches!(status.phase, OperationPhase::Failed);
+    let now = context.clock.now();
+    let short: String = operation.metadata.uid.chars().take(8).collect();
+    let name = format!("{}.{short}.{}", operation.metadata.name, status.phase.as_str().to_ascii_lowercase());
+    (status.phase != OperationPhase::Pending).then(|| Event {
+        api_version: Event::INFO.api_version(),
+        kind: Event::INFO.kind.to_owned(),
+        metadata: ObjectMeta {
+            name,
+            namespace: operation.metadata.namespace.clone(),
+            uid: fresh_uid(),
+            creation_timestamp: Some(now),
+            ..ObjectMeta::default()
+        },
+        involved_object: ObjectReference {
+            api_version: DataMigrate::INFO.api_version(),
+            kind: DataMigrate::INFO.kind.to_owned(),
+            namespace: operation.metadata.namespace.clone(),
+            name: operation.metadata.name.clone(),
+            uid: operation.metadata.uid.clone(),
+            ..ObjectReference::default()
+        },
+        reason: status.phase.as_str().to_owned(),
+        message: status.message.clone(),
+        event_type: if bad { "Warning" } else { "Normal" }.to_owned(),
+        count: 1,
+        first_timestamp: Some(now),
+        last_timestamp: Some(now),
+        source: EventSource { component: "fluvial-hub".to_owned(), host: String::new() },
+        ..Event::default()
+    })
+}
+
+/// Deletes operations that finished longer ago than their time to live.
+pub(super) async fn expire(context: &PlannerContext, mirror: &Mirror) -> Result<(), ObjectError> {
+    let now = context.clock.now();
+    for at in mirror.migrates.values() {
+        let Some(ttl) = at.value.spec.ttl_seconds_after_finished else { continue };
+        let Some(finished) = at.value.status.as_ref().and_then(|s| s.finished_time) else { continue };
+        if now.duration_since(finished).as_secs() >= i64::from(ttl) {
+            let mut change = Change::default();
+            change.delete(at.value.key(), at.revision);
+            change.commit(context).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! What the planner knows: typed copies of the objects, kept current by the store's events, and what they make dirty.
+//!
+//! Deliberately absent: decisions. An object that cannot be read is left out and logged: it must not stop the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fluvial_model::desired::{Work, split_assignment_key};
+use fluvial_model::kinds::{CacheLocation, Cluster, DataMigrate, Dataset, Placement, Storage};
+use fluvial_model::placement::Decision;
+use fluvial_model::report::{StoredReport, split_report_key};
+use fluvial_model::resource::Resource;
+use fluvial_model::store::{Event, KeyValue, Revision};
+use fluvial_raft::{Consistency, ListRequest};
+use tracing::warn;
+
+use crate::objects::{ObjectError, Objects, Stored};
+
+/// Namespace and name.
+pub(super) type Named = (String, String);
+
+/// A value and the revision it was read at.
+#[derive(Debug, Clone)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) revision: Revision,
+}
+
+/// What must be looked at again.
+#[derive(Debug, Default)]
+pub(super) struct Dirty {
+    placements: BTreeSet<Named>,
+    migrates: BTreeSet<Named>,
+    datasets: BTreeSet<Named>,
+    storages: BTreeSet<String>,
+    clusters: BTreeSet<String>,
+}
+
+impl Dirty {
+    pub(super) fn dataset(&mut self, key: Named) {
+        self.datasets.insert(key);
+    }
+    pub(super) fn storage(&mut self, name: &str) {
+        self.storages.insert(name.to_owned());
+    }
+    pub(super) fn cluster(&mut self, name: &str) {
+        self.clusters.insert(name.to_owned());
+    }
+    pub(super) fn take_placements(&mut self) -> BTreeSet<Named> {
+        std::mem::take(&mut self.placements)
+    }
+    pub(super) fn take_migrates(&mut self) -> BTreeSet<Named> {
+        std::mem::take(&mut self.migrates)
+    }
+    pub(super) fn take_datasets(&mut self) -> BTreeSet<Named> {
+        std::mem::take(&mut self.datasets)
+    }
+    pub(super) fn take_storages(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.storages)
+    }
+    pub(super) fn take_clusters(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.clusters)
+    }
+}
+
+/// The planner's view of the store at `revision`.
+#[derive(Debug, Default)]
+pub(super) struct Mirror {
+    pub(super) revision: Revision,
+    pub(super) datasets: BTreeMap<Named, At<Dataset>>,
+    pub(super) migrates: BTreeMap<Named, At<DataMigrate>>,
+    pub(super) placements: BTreeMap<Named, At<Placement>>,
+    pub(super) locations: BTreeMap<Named, At<CacheLocation>>,
+    pub(super) storages: BTreeMap<String, Storage>,
+    pub(super) storage_revisions: BTreeMap<String, Revision>,
+    pub(super) clusters: BTreeMap<String, Cluster>,
+    pub(super) cluster_revisions: BTreeMap<String, Revision>,
+    /// By cluster and id.
+    pub(super) assignments: BTreeMap<Named, At<Work>>,
+    pub(super) reports: BTreeMap<Named, At<StoredReport>>,
+    /// What each Placement chose, as last decided here.
+    pub(super) decisions: BTreeMap<Named, Decision>,
+    /// Homes and bytes that each dataset has in each Storage.
+    pub(super) usage: BTreeMap<String, BTreeMap<Named, (u64, u64)>>,
+    pub(super) dirty: Dirty,
+}
+
+impl Mirror {
+    /// Everything there is, at one revision that no acknowledged write is newer than.
+    pub(super) async fn load(objects: &Objects) -> Result<Self, ObjectError> {
+        let mut mirror = Self::default();
+        let mut request = ListRequest { prefix: "/".to_owned(), limit: Some(5_000), ..ListRequest::default() };
+        loop {
+            let listing = objects
+                .store
+                .list(request.clone())
+                .await
+                .map_err(|source| ObjectError::Store { key: "/".to_owned(), source })?;
+            mirror.revision = listing.revision;
+            for kv in &listing.items {
+                mirror.put(objects, kv);
+            }
+            match listing.items.last() {
+                Some(last) if listing.more => {
+                    request.after = Some(last.key.clone());
+                    request.revision = Some(listing.revision);
+                    request.consistency = Consistency::Stale;
+                }
+                _ => return Ok(mirror),
+            }
+        }
+    }
+
+    /// Follows one event.
+    pub(super) fn apply(&mut self, objects: &Objects, event: &Event) {
+        self.revision = event.revision;
+        match &event.value {
+            Some(kv) => self.put(objects, kv),
+            None => self.remove(&event.key),
+        }
+    }
+
+    /// Everything is to be looked at, as after taking the lead.
+    pub(super) fn mark_all(&mut self) {
+        self.dirty.placements.extend(self.placements.keys().cloned());
+        self.dirty.migrates.extend(self.migrates.keys().cloned());
+        self.dirty.datasets.extend(self.datasets.keys().cloned());
+        self.dirty.storages.extend(self.storages.keys().cloned());
+        self.dirty.clusters.extend(self.clusters.keys().cloned());
+        // What belongs to objects that were deleted while nobody led.
+        let orphans: Vec<String> = self.assignments.keys().chain(self.reports.keys()).map(|(_, id)| id.clone()).collect();
+        for id in orphans {
+            self.mark_work(&id);
+        }
+        let located: Vec<Named> =
+            self.locations.values().map(|l| (l.value.metadata.namespace.clone(), l.value.spec.dataset.clone())).collect();
+        self.dirty.datasets.extend(located);
+    }
+
+    /// Unfinished operations are looked at every tick: their waiting may be over, or a race was lost.
+    pub(super) fn mark_unfinished(&mut self) {
+        let unfinished = self.migrates.iter().filter(|(_, m)| !m.value.phase().is_final()).map(|(key, _)| key.clone());
+        self.dirty.migrates.extend(unfinished);
+        let leaving = self.clusters.iter().filter(|(_, c)| c.metadata.deletion_timestamp.is_some());
+        self.dirty.clusters.extend(leaving.map(|(name, _)| name.clone()));
+        let unlisted = self.datasets.iter().filter(|(_, d)| {
+            d.value.status.as_ref().is_none_or(|s| s.observed_generation != d.value.metadata.generation)
+        });
+        self.dirty.datasets.extend(unlisted.map(|(key, _)| key.clone()));
+    }
+
+    /// The unfinished migrations of a dataset, the oldest first.
+    pub(super) fn migrations_of(&self, dataset: &Named) -> Vec<&DataMigrate> {
+        let mut found: Vec<&DataMigrate> = self
+            .migrates
+            .range((dataset.0.clone(), String::new())..)
+            .take_while(|(key, _)| key.0 == dataset.0)
+            .map(|(_, m)| &m.value)
+            .filter(|m| m.dataset().is_some_and(|(_, name)| name == dataset.1) && !m.phase().is_final())
+            .collect();
+        found.sort_by_key(|m| (m.metadata.creation_timestamp, m.metadata.uid.clone()));
+        found
+    }
+
+    fn put(&mut self, objects: &Objects, kv: &KeyValue) {
+        let key = kv.key.as_str();
+        if let Some((cluster, id)) = split_assignment_key(key) {
+            if let Some(value) = json(kv) {
+                let (cluster, id) = (cluster.to_owned(), id.to_owned());
+                self.mark_work(&id);
+                self.dirty.cluster(&cluster);
+                self.assignments.insert((cluster, id), At { value, revision: kv.mod_revision });
+            }
+        } else if let Some((cluster, id)) = split_report_key(key) {
+            if let Some(value) = json(kv) {
+                self.mark_work(id);
+                self.reports.insert((cluster.to_owned(), id.to_owned()), At { value, revision: kv.mod_revision });
+            }
+        } else if key.starts_with(&Dataset::INFO.prefix()) {
+            if let Some(at) = read::<Dataset>(objects, kv) {
+                self.put_dataset(at);
+            }
+        } else if key.starts_with(&DataMigrate::INFO.prefix()) {
+            if let Some(at) = read::<DataMigrate>(objects, kv) {
+                let named = named(&at.value);
+                self.mark_dataset_of(&at.value);
+                self.dirty.migrates.insert(named.clone());
+                self.migrates.insert(named, at);
+            }
+        } else if key.starts_with(&Placement::INFO.prefix()) {
+            if let Some(at) = read::<Placement>(objects, kv) {
+                let named = named(&at.value);
+                let wish_changed = self.placements.get(&named).is_none_or(|old| old.value.spec != at.value.spec);
+                if wish_changed {
+                    self.dirty.placements.insert(named.clone());
+                    self.mark_namespace(&named.0);
+                }
+                self.placements.insert(named, at);
+            }
+        } else if key.starts_with(&Cluster::INFO.prefix()) {
+            if let Some(at) = read::<Cluster>(objects, kv) {
+                self.put_cluster(at);
+            }
+        } else if key.starts_with(&Storage::INFO.prefix()) {
+            if let Some(at) = read::<Storage>(objects, kv) {
+                let name = at.value.metadata.name.clone();
+                if self.storages.get(&name).is_none_or(|old| old.spec != at.value.spec) {
+                    self.mark_everything_placed();
+                }
+                self.dirty.storage(&name);
+                self.storage_revisions.insert(name.clone(), at.revision);
+                self.storages.insert(name, at.value);
+            }
+        } else if key.starts_with(&CacheLocation::INFO.prefix())
+            && let Some(at) = read::<CacheLocation>(objects, kv)
+        {
+            self.locations.insert(named(&at.value), at);
+        }
+    }
+
+    fn put_dataset(&mut self, at: At<Dataset>) {
+        let named = named(&at.value);
+        for (storage, uses) in &mut self.usage {
+            if uses.remove(&named).is_some() {
+                self.dirty.storages.insert(storage.clone());
+            }
+        }
+        for home in at.value.status.iter().flat_map(|s| &s.homes) {
+            let (homes, bytes) = self.usage.entry(home.storage.clone()).or_default().entry(named.clone()).or_default();
+            *homes += 1;
+            *bytes += home.bytes;
+            self.dirty.storages.insert(home.storage.clone());
+        }
+        let waiting: Vec<Named> = self.migrations_of(&named).into_iter().map(|m| self::named(m)).collect();
+        self.dirty.migrates.extend(waiting);
+        self.dirty.dataset(named.clone());
+        if self.datasets.get(&named).is_none_or(|old| old.value.metadata.labels != at.value.metadata.labels) {
+            let placements = self.placements.keys().filter(|(ns, _)| *ns == named.0).cloned();
+            self.dirty.placements.extend(placements);
+        }
+        self.datasets.insert(named, at);
+    }
+
+    fn put_cluster(&mut self, at: At<Cluster>) {
+        let name = at.value.metadata.name.clone();
+        let steers = |c: &Cluster| {
+            (c.state(), c.metadata.labels.clone(), c.spec.clone(), c.metadata.deletion_timestamp.is_some())
+        };
+        if self.clusters.get(&name).is_none_or(|old| steers(old) != steers(&at.value)) {
+            self.mark_everything_placed();
+        }
+        self.dirty.cluster(&name);
+        self.cluster_revisions.insert(name.clone(), at.revision);
+        self.clusters.insert(name, at.value);
+    }
+
+    /// A cluster or a Storage changed: every choice may.
+    fn mark_everything_placed(&mut self) {
+        self.dirty.placements.extend(self.placements.keys().cloned());
+        self.dirty.datasets.extend(self.datasets.keys().cloned());
+        self.mark_unfinished();
+    }
+
+    fn mark_namespace(&mut self, namespace: &str) {
+        self.dirty.datasets.extend(self.datasets.keys().filter(|(ns, _)| ns == namespace).cloned());
+    }
+
+    fn mark_dataset_of(&mut self, operation: &DataMigrate) {
+        if let Some((namespace, name)) = operation.dataset() {
+            self.dirty.dataset((namespace.to_owned(), name.to_owned()));
+        }
+    }
+
+    /// The owner of a piece of work is to be looked at. Ids begin with the kind of work and the dataset.
+    fn mark_work(&mut self, id: &str) {
+        let mut parts = id.split('/');
+        let (Some(kind), Some(namespace), Some(name)) = (parts.next(), parts.next(), parts.next()) else { return };
+        let dataset = (namespace.to_owned(), name.to_owned());
+        if kind == "migrate" {
+            let operations = self.migrates.iter().filter(|(_, m)| m.value.dataset() == Some((namespace, name)));
+            self.dirty.migrates.extend(operations.map(|(key, _)| key.clone()));
+        }
+        self.dirty.dataset(dataset);
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some((cluster, id)) = split_assignment_key(key) {
+            self.assignments.remove(&(cluster.to_owned(), id.to_owned()));
+            self.dirty.cluster(cluster);
+            self.mark_work(id);
+            return;
+        }
+        if let Some((cluster, id)) = split_report_key(key) {
+            self.reports.remove(&(cluster.to_owned(), id.to_owned()));
+            return;
+        }
+        let in_namespace = |prefix: String| {
+            key.strip_prefix(&prefix)?.split_once('/').map(|(ns, name)| (ns.to_owned(), name.to_owned()))
+        };
+        if let Some(named) = in_namespace(Dataset::INFO.prefix()) {
+            self.datasets.remove(&named);
+            for (storage, uses) in &mut self.usage {
+                if uses.remove(&named).is_some() {
+                    self.dirty.storages.insert(storage.clone());
+                }
+            }
+            self.dirty.dataset(named);
+        } else if let Some(named) = in_namespace(DataMigrate::INFO.prefix()) {
+            if let Some(gone) = self.migrates.remove(&named) {
+                self.mark_dataset_of(&gone.value);
+            }
+            self.dirty.migrates.insert(named);
+        } else if let Some(named) = in_namespace(Placement::INFO.prefix()) {
+            self.placements.remove(&named);
+            self.decisions.remove(&named);
+            self.mark_namespace(&named.0);
+        } else if let Some(named) = in_namespace(CacheLocation::INFO.prefix()) {
+            if let Some(gone) = self.locations.remove(&named) {
+                self.dirty.dataset((named.0, gone.value.spec.dataset));
+            }
+        } else if let Some(name) = key.strip_prefix(&Cluster::INFO.prefix()) {
+            self.clusters.remove(name);
+            self.cluster_revisions.remove(name);
+            self.mark_everything_placed();
+        } else if let Some(name) = key.strip_prefix(&Storage::INFO.prefix()) {
+            self.storages.remove(name);
+            self.storage_revisions.remove(name);
+            self.mark_everything_placed();
+        }
+    }
+}
+
+fn named<R: Resource>(object: &R) -> Named {
+    (object.meta().namespace.clone(), object.meta().name.clone())
+}
+
+fn read<R: Resource>(objects: &Objects, kv: &KeyValue) -> Option<At<R>> {
+    match objects.decode::<R>(kv) {
+        Ok(Stored { object, revision }) => Some(At { value: object, revision }),
+        Err(error) => {
+            warn!(key = kv.key, error = %super::chain(&error), "left out of planning");
+            None
+        }
+    }
+}
+
+fn json<T: serde::de::DeserializeOwned>(kv: &KeyValue) -> Option<T> {
+    match serde_json::from_slice(&kv.value) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            warn!(key = kv.key, %error, "left out of planning");
+            None
+        }
+    }
+}
+

@@ -1,0 +1,161 @@
+//! Takes connections, within limits, for as long as the server runs.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fluvial_certs::Identity;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use super::connection::{Connection, Ending};
+use super::{Guard, Peer, Services};
+
+/// The most connections at a time: 10,000 agents with one each, and a fifth more for users and hubs.
+const MAX_CONNECTIONS: usize = 12_000;
+/// The most handshakes at a time: each costs about a millisecond of a core, so 64 are done well before the next heartbeat.
+const MAX_HANDSHAKES: usize = 64;
+/// How long a connection may take until it has shown who it is; waiting for a turn counts too.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after the system refused a connection, for example because there are no more file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A server that takes connections until it is shut down; dropping it ends everything at once.
+#[derive(Debug)]
+pub struct RunningServer {
+    address: SocketAddr,
+    ending: Ending,
+    tasks: TaskTracker,
+    accept: JoinHandle<()>,
+}
+
+impl RunningServer {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more connections, lets requests finish for `grace`, then cuts what is left. Returns when every task
+    /// has ended.
+    pub async fn shutdown(mut self, grace: Duration) {
+        self.ending.soon.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
+            self.ending.now.cancel();
+            self.tasks.wait().await;
+        }
+        self.ending.now.cancel();
+        let _ = (&mut self.accept).await;
+    }
+}
+
+impl Drop for RunningServer {
+    fn drop(&mut self) {
+        self.ending.soon.cancel();
+        self.ending.now.cancel();
+        self.accept.abort();
+    }
+}
+
+/// Serves `services` on `listener`.
+///
+/// # Errors
+/// If the listener has no address.
+pub fn serve(listener: TcpListener, guard: Guard, services: Services) -> io::Result<RunningServer> {
+    let address = listener.local_addr()?;
+    let ending = Ending { soon: CancellationToken::new(), now: CancellationToken::new() };
+    let tasks = TaskTracker::new();
+    let acceptor = Acceptor {
+        guard: Arc::new(guard),
+        services: Arc::new(services),
+        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+        ending: ending.clone(),
+        tasks: tasks.clone(),
+    };
+    let accept = tokio::spawn(acceptor.run(listener));
+    Ok(RunningServer { address, ending, tasks, accept })
+}
+
+struct Acceptor {
+    guard: Arc<Guard>,
+    services: Arc<Services>,
+    connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+    ending: Ending,
+    tasks: TaskTracker,
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener) {
+        let soon = self.ending.soon.clone();
+        // Ends with the listener closed, so that clients go elsewhere while old requests finish.
+        let _ = soon.run_until_cancelled(self.accept_all(listener)).await;
+    }
+
+    async fn accept_all(&self, listener: TcpListener) {
+        loop {
+            // Without a permit connections wait in the system's own queue.
+            let Ok(permit) = self.connections.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((socket, address)) => self.spawn(socket, address, permit),
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn spawn(&self, socket: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+        let (guard, services) = (self.guard.clone(), self.services.clone());
+        let (handshakes, ending, tasks) = (self.handshakes.clone(), self.ending.clone(), self.tasks.clone());
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            let stream = tokio::select! {
+                () = ending.soon.cancelled() => return,
+                done = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(socket, &guard, &handshakes)) => match done {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(error)) => return debug!(%address, %error, "handshake failed"),
+                    Err(_) => return debug!(%address, "handshake took too long"),
+                },
+            };
+            let Some(peer) = identify(&stream, address, &guard) else { return };
+            Connection { stream, peer, guard, services, ending, tasks }.run().await;
+        });
+    }
+}
+
+async fn handshake(socket: TcpStream, guard: &Guard, handshakes: &Semaphore) -> io::Result<TlsStream<TcpStream>> {
+    socket.set_nodelay(true)?;
+    let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
+    TlsAcceptor::from(guard.credentials.server_config()).accept(socket).await
+}
+
+/// Who connected; nothing if it showed a certificate that says nothing we know, or that was revoked.
+fn identify(stream: &TlsStream<TcpStream>, address: SocketAddr, guard: &Guard) -> Option<Peer> {
+    let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) else {
+        return Some(Peer { address, verified: None });
+    };
+    match Identity::from_leaf(leaf, &guard.trust_domain) {
+        Ok(verified) => match guard.denied.check(&verified) {
+            Ok(()) => Some(Peer { address, verified: Some(Arc::new(verified)) }),
+            Err(error) => {
+                debug!(%address, %error, "connection refused");
+                None
+            }
+        },
+        Err(error) => {
+            warn!(%address, %error, "connection with a certificate that this trust domain does not issue");
+            None
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Who may call what: one table from service to rule, and no way around it.
+//!
+//! Invariants: a gRPC service that is not in the table is denied to all; everything that is not gRPC is REST, and REST
+//! is for users. The rules look at the certificate alone, never at what a request says of itself.
+
+use axum::http::{HeaderMap, header};
+use fluvial_certs::{Identity, Verified};
+use fluvial_proto::v1::agent_service_server::SERVICE_NAME as AGENT;
+use fluvial_proto::v1::hub_service_server::SERVICE_NAME as HUB;
+use fluvial_proto::v1::join_service_server::SERVICE_NAME as JOIN;
+use fluvial_proto::v1::peer_service_server::SERVICE_NAME as PEER;
+use fluvial_raft::PEER_METADATA_FROM;
+use thiserror::Error;
+
+/// Who may call a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// Anyone: the request carries its own credential.
+    Anyone,
+    /// The member agents, each for its own cluster.
+    Clusters,
+    /// The hubs.
+    Hubs,
+    /// The hubs, and each only under its own number.
+    HubsAsThemselves,
+}
+
+/// The rule of every service.
+///
+/// That a hub is still a member is not asked here: a hub that was away may not know yet who joined, and would refuse
+/// the very leader that could tell it. A hub that was removed is refused by the deny list.
+const RULES: &[(&str, Rule)] =
+    &[(JOIN, Rule::Anyone), (AGENT, Rule::Clusters), (HUB, Rule::Hubs), (PEER, Rule::HubsAsThemselves)];
+
+/// What a load balancer may ask without a certificate; these say nothing but "here".
+const PROBES: &[&str] = &["/healthz", "/livez", "/readyz"];
+
+/// Where an allowed request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Grpc,
+    Rest,
+}
+
+/// Why a request goes nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Denial {
+    #[error("a client certificate is needed to call {target}")]
+    NoCertificate { family: Family, target: String },
+    #[error("{identity} may not call {target}")]
+    Forbidden { family: Family, identity: String, target: String },
+}
+
+/// Decides where a request goes.
+///
+/// # Errors
+/// Why it may not.
+pub fn decide(path: &str, headers: &HeaderMap, verified: Option<&Verified>) -> Result<Family, Denial> {
+    let identity = verified.map(|v| &v.identity);
+    let (family, target, allowed) = match service(path, headers) {
+        Some(service) => {
+            let rule = RULES.iter().find(|(name, _)| *name == service).map(|(_, rule)| *rule);
+            (Family::Grpc, service, rule.is_some_and(|rule| rule.allows(identity, headers)))
+        }
+        None if PROBES.contains(&path) => (Family::Rest, path, true),
+        None => (Family::Rest, path, matches!(identity, Some(Identity::User { .. }))),
+    };
+    match identity {
+        _ if allowed => Ok(family),
+        None => Err(Denial::NoCertificate { family, target: target.to_owned() }),
+        Some(identity) => Err(Denial::Forbidden { family, identity: identity.path(), target: target.to_owned() }),
+    }
+}
+
+/// The gRPC service that a request is for, if it is gRPC. One of the two signs is enough, so that leaving the other
+/// out does not turn one family into the other.
+fn service<'a>(path: &'a str, headers: &HeaderMap) -> Option<&'a str> {
+    let first = path.strip_prefix('/').and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    (content_type.starts_with(b"application/grpc") || first.starts_with("fluvial.v1.")).then_some(first)
+}
+
+impl Rule {
+    fn allows(self, identity: Option<&Identity>, headers: &HeaderMap) -> bool {
+        match (self, identity) {
+            (Self::Anyone, _)
+            | (Self::Clusters, Some(Identity::Cluster { .. }))
+            | (Self::Hubs, Some(Identity::Hub { .. })) => true,
+            (Self::HubsAsThemselves, Some(Identity::Hub { id })) => {
+                let from = headers.get(PEER_METADATA_FROM).and_then(|value| value.to_str().ok());
+                from.and_then(|text| text.parse().ok()) == Some(*id)
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn verified(identity: Identity) -> Verified {
+        Verified {
+            identity,
+            serial: "01".to_owned(),
+            issued_at: Timestamp::UNIX_EPOCH,
+            not_before: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::MAX,
+            fingerprint: String::new(),
+        }
+    }
+
+    fn grpc(from: Option<&str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if let Some(from) = from {
+            headers.insert(PEER_METADATA_FROM, from.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn every_service_is_open_to_its_own_callers_alone() {
+        let cluster = verified(Identity::Cluster { name: "a".into() });
+        let hub = verified(Identity::Hub { id: 1 });
+        let user = verified(Identity::User { name: "ann".into(), groups: vec![] });
+        let callers = [None, Some(&cluster), Some(&hub), Some(&user)];
+        for (path, expected) in [
+            ("/fluvial.v1.JoinService/Join", [true, true, true, true]),
+            ("/fluvial.v1.AgentService/Session", [false, true, false, false]),
+            ("/fluvial.v1.HubService/Beats", [false, false, true, false]),
+            ("/fluvial.v1.PeerService/Vote", [false, false, true, false]),
+            ("/fluvial.v1.UnknownService/Call", [false, false, false, false]),
+            ("/grpc.health.v1.Health/Check", [false, false, false, false]),
+            ("/", [false, false, false, false]),
+        ] {
+            let found = callers.map(|caller| decide(path, &grpc(Some("1")), caller) == Ok(Family::Grpc));
+            assert_eq!(found, expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn rest_is_for_users_and_probes_are_for_all() {
+        let cluster = verified(Identity::Cluster { name: "a".into() });
+        let user = verified(Identity::User { name: "ann".into(), groups: vec![] });
+        let plain = HeaderMap::new();
+        assert_eq!(decide("/apis", &plain, Some(&user)), Ok(Family::Rest));
+        assert_eq!(decide("/livez", &plain, None), Ok(Family::Rest));
+        assert!(matches!(decide("/apis", &plain, None), Err(Denial::NoCertificate { .. })));
+        assert!(matches!(decide("/apis", &plain, Some(&cluster)), Err(Denial::Forbidden { .. })));
+    }
+
+    #[test]
+    fn a_service_is_not_reached_by_leaving_out_the_content_type() {
+        let user = verified(Identity::User { name: "ann".into(), groups: vec![] });
+        let denied = decide("/fluvial.v1.PeerService/Vote", &HeaderMap::new(), Some(&user));
+        assert!(matches!(denied, Err(Denial::Forbidden { family: Family::Grpc, .. })));
+    }
+
+    #[test]
+    fn a_hub_cannot_speak_for_another_hub() {
+        let hub = verified(Identity::Hub { id: 2 });
+        let call = |from| decide("/fluvial.v1.PeerService/Vote", &grpc(from), Some(&hub)).is_ok();
+        assert_eq!([call(Some("2")), call(Some("1")), call(None)], [true, false, false]);
+    }
+}

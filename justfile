@@ -1,0 +1,42 @@
+# The chores of the checkout. `just` lists them. Only `fix` changes files.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# Programs of the test bed come before whatever else the machine has (tests/bed/install).
+export PATH := `tests/bed/install --print-path` + ":" + env("PATH")
+
+[private]
+default:
+    @just --list --unsorted
+
+# Formatting, lints and documentation, without changing anything.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+# Everything that CI runs.
+test:
+    ./test
+
+# Format, and apply what clippy can mend by itself.
+fix:
+    cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+    cargo fmt --all
+
+# Licences, bans, sources and, unlike CI, known vulnerabilities (needs the network).
+deny:
+    tests/bed/install cargo-deny
+    cargo deny --workspace --locked check
+
+# The main job end to end on real input.
+demo *ARGS:
+    cargo run --release -- demo {{ARGS}}
+
+# Install what the benchmarks compare with.
+bench-setup:
+    tests/bed/install benches
+
+# Measure one area against its peers: hub, fleet, catalog, mount, transfer, backup or bind. BENCH_SIZE=small|full
+bench AREA: bench-setup
+    cargo run --release -p fluvial-tests --bin bench -- {{AREA}}

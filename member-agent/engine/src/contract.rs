@@ -1,0 +1,295 @@
+//! What every engine must do, as one suite: call [`suite`] with a way to open the engine.
+//!
+//! Everything is real: files in a directory, their manifests, the engine on a directory of its own. Each promise is a
+//! function of its own, named by the promise; a promise that is broken panics with what was seen.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fluvial_model::desired::DatasetKey;
+use fluvial_model::manifest::{Digest, Entry, File, RelativePath, Root, TreeBuilder};
+use fluvial_model::report::CacheReport;
+use fluvial_transfer::{BlockStore, Location, SourceMount};
+use tempfile::TempDir;
+
+use crate::engine::{CacheRequest, Engine, EngineError, Loaded};
+
+/// Opens the engine under test on a directory with room for so many bytes; opening again continues.
+pub type Open = fn(directory: &Path, blocks: &BlockStore, quota_bytes: u64) -> Arc<dyn Engine>;
+
+const WORKS: &str = "the bed's own files can be written";
+/// More than any case needs.
+const AMPLE: u64 = 1 << 30;
+
+/// A source directory, blocks, and a place for the engine.
+pub struct Bed {
+    directory: TempDir,
+    /// Blocks of the versions.
+    pub blocks: BlockStore,
+    open: Open,
+}
+
+impl Bed {
+    /// A fresh one.
+    #[must_use]
+    pub fn new(open: Open) -> Self {
+        let directory = tempfile::tempdir().expect(WORKS);
+        fs::create_dir(directory.path().join("source")).expect(WORKS);
+        let blocks = BlockStore::open(directory.path().join("blocks")).expect(WORKS);
+        Self { directory, blocks, open }
+    }
+
+    /// Opens the engine.
+    #[must_use]
+    pub fn engine(&self, quota_bytes: u64) -> Arc<dyn Engine> {
+        (self.open)(&self.engine_directory(), &self.blocks, quota_bytes)
+    }
+
+    /// Where the engine lives.
+    #[must_use]
+    pub fn engine_directory(&self) -> std::path::PathBuf {
+        self.directory.path().join("engine")
+    }
+
+    /// Writes a source file, with a modification time in whole seconds.
+    pub fn write(&self, path: &str, contents: &[u8], mtime_seconds: u64) {
+        let file = self.directory.path().join("source").join(path);
+        fs::create_dir_all(file.parent().expect("the path has the source above it")).expect(WORKS);
+        fs::write(&file, contents).expect(WORKS);
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(mtime_seconds);
+        fs::File::options().write(true).open(&file).expect(WORKS).set_modified(time).expect(WORKS);
+    }
+
+    /// Removes a source file.
+    pub fn remove(&self, path: &str) {
+        fs::remove_file(self.directory.path().join("source").join(path)).expect(WORKS);
+    }
+
+    /// The version that consists of these source files as they are.
+    #[must_use]
+    pub fn version(&self, paths: &[&str], digested: bool) -> Root {
+        let mut builder = TreeBuilder::new(|_, bytes: Vec<u8>| self.blocks.put(&bytes).map(drop));
+        let mut paths: Vec<RelativePath> = paths.iter().map(|path| relative(path)).collect();
+        paths.sort();
+        for path in paths {
+            let file = self.directory.path().join("source").join(path.as_str());
+            let found = fs::metadata(&file).expect(WORKS);
+            let contents = fs::read(&file).expect(WORKS);
+            let file = File {
+                size: found.len(),
+                mtime_ns: found.mtime() * 1_000_000_000 + found.mtime_nsec(),
+                mode: found.mode() & 0o7777,
+                digest: digested.then(|| Digest::of(&contents)),
+            };
+            builder.push(&path, Entry::File(file)).expect("the paths are in order");
+        }
+        builder.finish().expect("the blocks can be stored").root
+    }
+
+    /// Asks for a version of the dataset of this name.
+    #[must_use]
+    pub fn request(&self, name: &str, root: Root) -> CacheRequest {
+        let uri = format!("file://{}", self.directory.path().join("source").display());
+        CacheRequest {
+            dataset: DatasetKey { namespace: "default".into(), name: name.into(), uid: format!("uid-{name}") },
+            root,
+            sources: vec![SourceMount { path: RelativePath::root(), location: Location::new(uri) }],
+            paths: Vec::new(),
+            pinned: false,
+        }
+    }
+}
+
+fn relative(path: &str) -> RelativePath {
+    RelativePath::parse(path).expect("the path is a relative one")
+}
+
+async fn fill(engine: &Arc<dyn Engine>, request: &CacheRequest) -> Result<Loaded, EngineError> {
+    engine.prepare(request).await.expect("the blocks are at hand");
+    engine.load(request).await
+}
+
+/// What is held: phase, bytes and files of total, bytes in all media.
+async fn held(engine: &Arc<dyn Engine>, name: &str) -> Option<(String, [u64; 5])> {
+    let report: CacheReport = engine.status(&format!("uid-{name}")).await.expect("the engine can look")?;
+    let media = report.nodes.iter().flat_map(|node| &node.media).map(|medium| medium.cached_bytes).sum();
+    let numbers =
+        [report.cached_bytes, report.total_bytes, report.cached_files, report.total_files, media];
+    Some((report.phase, numbers))
+}
+
+async fn used(engine: &Arc<dyn Engine>) -> u64 {
+    let nodes = engine.usage().await.expect("the engine can look");
+    nodes.iter().flat_map(|node| &node.media).map(|medium| medium.cached_bytes).sum()
+}
+
+fn complete(loaded: Result<Loaded, EngineError>, when: &str) {
+    assert!(matches!(loaded, Ok(Loaded::Complete)), "{when}: {loaded:?}");
+}
+
+fn ready(bytes: u64, files: u64) -> Option<(String, [u64; 5])> {
+    Some(("Ready".to_owned(), [bytes, bytes, files, files, bytes]))
+}
+
+/// Every promise.
+///
+/// # Panics
+/// When one is broken.
+pub async fn suite(open: Open) {
+    a_dataset_is_held_and_reported_to_the_byte(open).await;
+    a_restart_keeps_everything(open).await;
+    a_new_version_keeps_what_did_not_change(open).await;
+    only_the_wanted_paths_are_held(open).await;
+    what_does_not_fit_makes_the_dataset_partial(open).await;
+    shared_contents_are_held_once_and_as_long_as_anyone_uses_them(open).await;
+    contents_with_another_digest_are_refused(open).await;
+    a_source_that_changed_since_its_listing_is_refused(open).await;
+    an_engine_does_nothing_before_it_is_prepared_and_after_it_is_stopped(open).await;
+}
+
+async fn a_dataset_is_held_and_reported_to_the_byte(open: Open) {
+    for digested in [false, true] {
+        let bed = Bed::new(open);
+        bed.write("a", b"12345", 1);
+        bed.write("dir/b", &vec![7; 9 << 20], 2);
+        bed.write("empty", b"", 3);
+        let engine = bed.engine(AMPLE);
+        let request = bed.request("set", bed.version(&["a", "dir/b", "empty"], digested));
+        assert_eq!(held(&engine, "set").await, None);
+        engine.prepare(&request).await.expect("the blocks are at hand");
+        let total = 5 + (9 << 20);
+        assert_eq!(held(&engine, "set").await, Some(("Filling".to_owned(), [0, total, 0, 3, 0])));
+        complete(engine.load(&request).await, "first load");
+        assert_eq!(held(&engine, "set").await, ready(total, 3));
+        assert_eq!(used(&engine).await, total);
+        engine.evict("uid-set").await.expect("it can be evicted");
+        assert_eq!((held(&engine, "set").await, used(&engine).await), (None, 0));
+        engine.evict("uid-set").await.expect("evicting again is no error");
+    }
+}
+
+async fn a_restart_keeps_everything(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("a", b"12345", 1);
+    let request = bed.request("set", bed.version(&["a"], false));
+    let engine = bed.engine(AMPLE);
+    complete(fill(&engine, &request).await, "first load");
+    engine.stop().await;
+    drop(engine);
+    // Nothing is left to read: what is there now was there before.
+    bed.remove("a");
+    let engine = bed.engine(AMPLE);
+    assert_eq!((held(&engine, "set").await, used(&engine).await), (ready(5, 1), 5));
+    complete(fill(&engine, &request).await, "load after a restart");
+}
+
+async fn a_new_version_keeps_what_did_not_change(open: Open) {
+    for digested in [false, true] {
+        let bed = Bed::new(open);
+        bed.write("changed", b"old", 1);
+        bed.write("dropped", b"to be dropped", 1);
+        bed.write("kept", b"12345", 1);
+        let engine = bed.engine(AMPLE);
+        let first = bed.request("set", bed.version(&["changed", "dropped", "kept"], digested));
+        complete(fill(&engine, &first).await, "first version");
+        bed.write("changed", b"newer", 2);
+        bed.write("new", b"1234567", 2);
+        let second = bed.request("set", bed.version(&["changed", "kept", "new"], digested));
+        // The kept file cannot be read any more: it has to be the one that is there.
+        bed.remove("kept");
+        complete(fill(&engine, &second).await, "second version");
+        assert_eq!((held(&engine, "set").await, used(&engine).await), (ready(5 + 5 + 7, 3), 17));
+    }
+}
+
+async fn only_the_wanted_paths_are_held(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("dir/a", b"12345", 1);
+    bed.write("directory", b"other", 1);
+    bed.write("other/b", b"123", 1);
+    let engine = bed.engine(AMPLE);
+    let root = bed.version(&["dir/a", "directory", "other/b"], false);
+    let request = CacheRequest { paths: vec![relative("dir")], ..bed.request("set", root) };
+    complete(fill(&engine, &request).await, "one directory");
+    assert_eq!((held(&engine, "set").await, used(&engine).await), (ready(5, 1), 5));
+}
+
+async fn what_does_not_fit_makes_the_dataset_partial(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("a", &[1; 60], 1);
+    bed.write("b", &[2; 60], 1);
+    bed.write("c", &[3; 40], 1);
+    let engine = bed.engine(100);
+    let request = bed.request("set", bed.version(&["a", "b", "c"], false));
+    let loaded = fill(&engine, &request).await;
+    assert!(matches!(loaded, Ok(Loaded::Partial(_))), "{loaded:?}");
+    let (phase, [cached, total, files, all, media]) = held(&engine, "set").await.expect("it was prepared");
+    assert_eq!((phase.as_str(), total, all), ("Partial", 160, 3));
+    assert!(cached <= 100 && cached == media && files < all, "{cached} bytes, {media} on media, {files} files");
+    assert_eq!(used(&engine).await, cached);
+    // With room again the rest follows.
+    bed.write("small", b"1", 1);
+    let smaller = bed.request("set", bed.version(&["c", "small"], false));
+    complete(fill(&engine, &smaller).await, "a version that fits");
+    assert_eq!(held(&engine, "set").await, ready(41, 2));
+}
+
+async fn shared_contents_are_held_once_and_as_long_as_anyone_uses_them(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("a", b"shared", 1);
+    bed.write("b", b"own", 1);
+    let engine = bed.engine(AMPLE);
+    let one = bed.request("one", bed.version(&["a"], true));
+    let two = bed.request("two", bed.version(&["a", "b"], true));
+    engine.prepare(&one).await.expect("the blocks are at hand");
+    engine.prepare(&two).await.expect("the blocks are at hand");
+    let (first, second) = tokio::join!(engine.load(&one), engine.load(&two));
+    complete(first, "one");
+    complete(second, "two");
+    assert_eq!((held(&engine, "one").await, held(&engine, "two").await), (ready(6, 1), ready(9, 2)));
+    assert_eq!(used(&engine).await, 9);
+    engine.evict("uid-one").await.expect("it can be evicted");
+    assert_eq!((held(&engine, "two").await, used(&engine).await), (ready(9, 2), 9));
+    engine.evict("uid-two").await.expect("it can be evicted");
+    assert_eq!(used(&engine).await, 0);
+}
+
+async fn contents_with_another_digest_are_refused(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("bad", b"12345", 1);
+    bed.write("good", b"123", 1);
+    let request = bed.request("set", bed.version(&["bad", "good"], true));
+    bed.write("bad", b"54321", 1);
+    let engine = bed.engine(AMPLE);
+    let loaded = fill(&engine, &request).await;
+    assert!(matches!(&loaded, Err(EngineError::DigestMismatch { path, .. }) if path == "bad"), "{loaded:?}");
+    assert_eq!(held(&engine, "set").await, Some(("Filling".to_owned(), [3, 8, 1, 2, 3])), "the good file is held");
+    bed.write("bad", b"12345", 1);
+    complete(engine.load(&request).await, "the right contents");
+}
+
+async fn a_source_that_changed_since_its_listing_is_refused(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("a", b"12345", 1);
+    let request = bed.request("set", bed.version(&["a"], false));
+    bed.write("a", b"54321", 2);
+    let engine = bed.engine(AMPLE);
+    let loaded = fill(&engine, &request).await;
+    assert!(matches!(&loaded, Err(EngineError::SourceDiffers { path, .. }) if path == "a"), "{loaded:?}");
+    assert_eq!(used(&engine).await, 0);
+}
+
+async fn an_engine_does_nothing_before_it_is_prepared_and_after_it_is_stopped(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("a", b"12345", 1);
+    let request = bed.request("set", bed.version(&["a"], false));
+    let engine = bed.engine(AMPLE);
+    let loaded = engine.load(&request).await;
+    assert!(matches!(loaded, Err(EngineError::NotPrepared { .. })), "{loaded:?}");
+    engine.stop().await;
+    let loaded = fill(&engine, &request).await;
+    assert!(matches!(loaded, Err(EngineError::Stopped { .. })), "{loaded:?}");
+}

@@ -1,0 +1,203 @@
+//! ⑤ The native cache engine: whole files of dataset versions, kept by content in tiers of this machine.
+//!
+//! ```text
+//! TIER/objects/ab/abcd…      a complete, verified file; its name is its BLAKE3 if the version gives one, else the hash
+//!                            of dataset uid, root and path
+//! TIER/unfinished/N          a file that is being fetched
+//! INDEX                      which objects are complete, and which path of which dataset uses which (SQLite)
+//! ```
+//! A file goes to the first tier with room for all of it. Up to [`PARALLEL_FILES`] files are fetched at a time, by all
+//! datasets together, each in ranges of [`RANGE_BYTES`]: at most 8 × 8 MiB = 64 MiB of contents are in memory.
+//!
+//! Invariants: an object is complete and was verified (by digest if the version gives one, else every range was read
+//! from exactly the version of the file that was listed with the manifest's size and time); no tier exceeds its quota,
+//! files being fetched counted in; an object stays as long as any dataset uses it and no longer; a restart keeps every
+//! complete file.
+//!
+//! Deliberately absent: making room by giving up other datasets. Everything that was placed is protected, pinned or not:
+//! a dataset that does not fit is `Partial`, and the planner, which knows the whole fleet, decides what to take away.
+//! Absent too: sharing between nodes, mounts, retries.
+
+mod fill;
+mod index;
+mod store;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use fluvial_model::kinds::NodeUsage;
+use fluvial_model::report::CacheReport;
+use fluvial_transfer::BlockStore;
+use tokio::sync::{Semaphore, watch};
+
+use crate::engine::{CacheRequest, Engine, EngineError, Loaded};
+use fill::InFlight;
+use store::Store;
+
+/// Files that are fetched at a time.
+pub const PARALLEL_FILES: usize = 8;
+/// Bytes of one read.
+pub const RANGE_BYTES: u64 = 8 << 20;
+
+/// A directory for cached files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tier {
+    /// `MEM`, `SSD` or `HDD`.
+    pub medium: String,
+    /// The directory, this engine's alone.
+    pub dir: PathBuf,
+    /// Most bytes of contents in it.
+    pub quota_bytes: u64,
+}
+
+/// What a node cache is made of.
+#[derive(Debug, Clone)]
+pub struct NodeCacheConfig {
+    /// The file of the index.
+    pub index: PathBuf,
+    /// Fastest first.
+    pub tiers: Vec<Tier>,
+    /// The node, with zone and region, as reports name it; its media are filled in.
+    pub node: NodeUsage,
+    /// Where the blocks of versions are.
+    pub blocks: BlockStore,
+}
+
+/// The engine. Clones are one engine.
+#[derive(Clone)]
+pub struct NodeCache {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: NodeUsage,
+    blocks: BlockStore,
+    store: Arc<Store>,
+    files: Semaphore,
+    in_flight: InFlight,
+    stopped: watch::Sender<bool>,
+}
+
+impl NodeCache {
+    /// Opens the cache: keeps every complete file, removes what is neither complete nor known. Blocks the thread for a
+    /// look at every file.
+    ///
+    /// # Errors
+    /// When a directory or the index cannot be used.
+    pub fn open(config: NodeCacheConfig) -> Result<Self, EngineError> {
+        let NodeCacheConfig { index, tiers, node, blocks } = config;
+        let store = Store::open(&index, tiers)?;
+        let shared = Shared {
+            node,
+            blocks,
+            store,
+            files: Semaphore::new(PARALLEL_FILES),
+            in_flight: InFlight::default(),
+            stopped: watch::Sender::new(false),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Runs a call that blocks.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        call: impl FnOnce(&Shared) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let shared = self.shared.clone();
+        blocking(op, move || call(&shared)).await
+    }
+}
+
+/// Runs a call on a blocking thread; when the runtime ends it counts as stopped.
+async fn blocking<T: Send + 'static>(
+    op: &'static str,
+    call: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, EngineError> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(EngineError::Stopped { op }),
+    }
+}
+
+#[async_trait]
+impl Engine for NodeCache {
+    fn name(&self) -> &'static str {
+        "nodecache"
+    }
+
+    async fn prepare(&self, request: &CacheRequest) -> Result<(), EngineError> {
+        let request = request.clone();
+        self.blocking("prepare", move |shared| {
+            let mut inner = shared.store.lock();
+            let dropped = inner.index.prepare(&request, &shared.blocks.getter())?;
+            shared.store.remove(&mut inner, &dropped)
+        })
+        .await
+    }
+
+    async fn load(&self, request: &CacheRequest) -> Result<Loaded, EngineError> {
+        let mut stopped = self.shared.stopped.subscribe();
+        let load = fill::load(&self.shared, request);
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "load" }),
+            loaded = load => loaded,
+        }
+    }
+
+    async fn status(&self, uid: &str) -> Result<Option<CacheReport>, EngineError> {
+        let uid = uid.to_owned();
+        self.blocking("status", move |shared| {
+            let (held, partial) = {
+                let inner = shared.store.lock();
+                (inner.index.held(&uid)?, inner.partial.contains_key(&uid))
+            };
+            let Some(held) = held else { return Ok(None) };
+            let complete = held.cached_files == held.total_files;
+            let phase = match (complete, partial) {
+                (true, _) => "Ready",
+                (false, true) => "Partial",
+                (false, false) => "Filling",
+            };
+            Ok(Some(CacheReport {
+                phase: phase.to_owned(),
+                cached_bytes: held.cached_bytes,
+                total_bytes: held.total_bytes,
+                cached_files: held.cached_files,
+                total_files: held.total_files,
+                nodes: vec![NodeUsage { media: shared.store.media_of(&held.by_tier), ..shared.node.clone() }],
+                root: held.root,
+                problem: None,
+            }))
+        })
+        .await
+    }
+
+    async fn usage(&self) -> Result<Vec<NodeUsage>, EngineError> {
+        self.blocking("usage", |shared| {
+            Ok(vec![NodeUsage { media: shared.store.media(), ..shared.node.clone() }])
+        })
+        .await
+    }
+
+    async fn evict(&self, uid: &str) -> Result<(), EngineError> {
+        let uid = uid.to_owned();
+        self.blocking("evict", move |shared| {
+            let mut inner = shared.store.lock();
+            inner.partial.remove(&uid);
+            let dropped = inner.index.evict(&uid)?;
+            shared.store.remove(&mut inner, &dropped)
+        })
+        .await
+    }
+
+    async fn stop(&self) {
+        self.shared.stopped.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests;

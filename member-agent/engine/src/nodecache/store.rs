@@ -1,0 +1,221 @@
+//! The files of the cache: tiers with room, objects by id, and the index that says which of them are complete.
+//!
+//! Everything here blocks for moments and runs under one lock, so that room, index and files change together:
+//! a file is renamed into its place before it is recorded, and forgotten before it is removed. What a crash leaves in
+//! between is a stranger, removed when the cache opens.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fluvial_model::kinds::MediumUsage;
+use fluvial_model::manifest::Digest;
+
+use super::Tier;
+use super::index::{Index, Object};
+use crate::engine::EngineError;
+
+/// Directory of complete files in a tier.
+const OBJECTS: &str = "objects";
+/// Directory of unfinished files in a tier; on the same file system, so that a rename is enough.
+const UNFINISHED: &str = "unfinished";
+
+/// Tiers and index.
+pub(super) struct Store {
+    tiers: Vec<Tier>,
+    inner: Mutex<Inner>,
+    names: AtomicU64,
+}
+
+pub(super) struct Inner {
+    pub index: Index,
+    /// Bytes of complete objects by tier.
+    used: Vec<u64>,
+    /// Bytes promised to files that are being fetched, by tier.
+    promised: Vec<u64>,
+    /// Datasets of which something did not fit, and how much, in words.
+    pub partial: HashMap<String, String>,
+}
+
+/// Room in one tier for one file; given back on drop unless it was used.
+pub(super) struct Room {
+    store: Arc<Store>,
+    tier: usize,
+    bytes: u64,
+    file: PathBuf,
+}
+
+fn failed(op: &'static str, file: &Path) -> impl FnOnce(io::Error) -> EngineError {
+    let file = file.display().to_string();
+    move |source| EngineError::Io { op, file, source }
+}
+
+fn key(tier: &Tier) -> String {
+    tier.dir.display().to_string()
+}
+
+impl Store {
+    /// Opens the tiers and forgets what index and disk do not agree on.
+    pub(super) fn open(index: &Path, tiers: Vec<Tier>) -> Result<Arc<Self>, EngineError> {
+        for dir in index.parent().into_iter().chain(tiers.iter().map(|tier| tier.dir.as_path())) {
+            fs::create_dir_all(dir).map_err(failed("make directory", dir))?;
+        }
+        let index = Index::open(index)?;
+        let mut used = vec![0; tiers.len()];
+        let mut known: Vec<HashSet<String>> = vec![HashSet::new(); tiers.len()];
+        for object in index.objects()? {
+            let tier = tiers.iter().position(|tier| key(tier) == object.tier);
+            let right = tier.filter(|tier| {
+                fs::metadata(place(&tiers[*tier], &object.id)).is_ok_and(|file| file.len() == object.bytes)
+            });
+            match right {
+                Some(tier) => {
+                    used[tier] += object.bytes;
+                    known[tier].insert(object.id);
+                }
+                None => {
+                    tracing::warn!(object = object.id, "cached file is gone or damaged; it will be fetched again");
+                    index.forget(&object.id)?;
+                }
+            }
+        }
+        for (tier, known) in tiers.iter().zip(&known) {
+            let unfinished = tier.dir.join(UNFINISHED);
+            match fs::remove_dir_all(&unfinished) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove unfinished files of", &unfinished)(error));
+                }
+                _ => fs::create_dir_all(&unfinished).map_err(failed("make directory", &unfinished))?,
+            }
+            remove_strangers(&tier.dir.join(OBJECTS), known)?;
+        }
+        let inner = Inner { index, promised: vec![0; used.len()], used, partial: HashMap::new() };
+        Ok(Arc::new(Self { tiers, inner: Mutex::new(inner), names: AtomicU64::new(0) }))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        // What a panicking thread left half done is a transaction that SQLite rolled back.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Room for a file in the first tier that has it.
+    pub(super) fn room(self: &Arc<Self>, bytes: u64) -> Option<Room> {
+        let mut inner = self.lock();
+        let fits = |tier: &usize| {
+            let taken = inner.used[*tier].saturating_add(inner.promised[*tier]);
+            taken.saturating_add(bytes) <= self.tiers[*tier].quota_bytes
+        };
+        let tier = (0..self.tiers.len()).find(fits)?;
+        inner.promised[tier] += bytes;
+        let name = self.names.fetch_add(1, Ordering::Relaxed).to_string();
+        Some(Room { store: self.clone(), tier, bytes, file: self.tiers[tier].dir.join(UNFINISHED).join(name) })
+    }
+
+    /// Removes files that the index has forgotten.
+    pub(super) fn remove(&self, inner: &mut Inner, objects: &[Object]) -> Result<(), EngineError> {
+        for object in objects {
+            let Some(tier) = self.tiers.iter().position(|tier| key(tier) == object.tier) else { continue };
+            inner.used[tier] = inner.used[tier].saturating_sub(object.bytes);
+            let file = place(&self.tiers[tier], &object.id);
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &file)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Use of the media by all datasets together.
+    pub(super) fn media(&self) -> Vec<MediumUsage> {
+        let used = self.lock().used.clone();
+        self.by_medium(|tier| used[tier])
+    }
+
+    /// Use of the media, given the bytes of each tier by its key.
+    pub(super) fn media_of(&self, by_tier: &[(String, u64)]) -> Vec<MediumUsage> {
+        self.by_medium(|tier| {
+            by_tier.iter().filter(|(name, _)| *name == key(&self.tiers[tier])).map(|(_, bytes)| *bytes).sum()
+        })
+    }
+
+    fn by_medium(&self, used: impl Fn(usize) -> u64) -> Vec<MediumUsage> {
+        let mut media: Vec<MediumUsage> = Vec::new();
+        for (number, tier) in self.tiers.iter().enumerate() {
+            let at = media.iter().position(|medium| medium.medium == tier.medium).unwrap_or_else(|| {
+                media.push(MediumUsage { medium: tier.medium.clone(), ..MediumUsage::default() });
+                media.len() - 1
+            });
+            media[at].cached_bytes += used(number);
+            media[at].capacity_bytes = media[at].capacity_bytes.saturating_add(tier.quota_bytes);
+        }
+        media
+    }
+}
+
+impl Room {
+    /// Where the unfinished file goes.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Makes the finished, synced file the object `id`. Nothing happens if the object is there or nobody wants it now.
+    pub(super) fn keep(self, id: &str, digest: &Digest) -> Result<(), EngineError> {
+        let tier = &self.store.tiers[self.tier];
+        let mut inner = self.store.lock();
+        if inner.index.has(id)? {
+            return Ok(());
+        }
+        let file = place(tier, id);
+        let directory = file.parent().unwrap_or(&tier.dir);
+        let write = || {
+            fs::create_dir_all(directory)?;
+            fs::rename(&self.file, &file)?;
+            fs::File::open(directory)?.sync_all()
+        };
+        write().map_err(failed("keep", &file))?;
+        let object = Object { id: id.to_owned(), tier: key(tier), bytes: self.bytes };
+        if inner.index.add(&object, digest)? {
+            inner.used[self.tier] += self.bytes;
+        } else {
+            fs::remove_file(&file).map_err(failed("remove", &file))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // Gone already when it was kept.
+        if let Err(error) = fs::remove_file(&self.file)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(file = %self.file.display(), %error, "unfinished file could not be removed");
+        }
+        let mut inner = self.store.lock();
+        inner.promised[self.tier] = inner.promised[self.tier].saturating_sub(self.bytes);
+    }
+}
+
+/// The file of an object: two hex digits of fan-out.
+fn place(tier: &Tier, id: &str) -> PathBuf {
+    tier.dir.join(OBJECTS).join(id.get(..2).unwrap_or("00")).join(id)
+}
+
+fn remove_strangers(objects: &Path, known: &HashSet<String>) -> Result<(), EngineError> {
+    let read = |dir: &Path| match fs::read_dir(dir) {
+        Ok(entries) => entries.collect::<Result<Vec<_>, _>>().map_err(failed("list", dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed("list", dir)(error)),
+    };
+    for directory in read(objects)? {
+        for file in read(&directory.path())? {
+            if !file.file_name().to_str().is_some_and(|name| known.contains(name)) {
+                fs::remove_file(file.path()).map_err(failed("remove", &file.path()))?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Where data is: a URI, options and secrets, and the one table of schemes that can be opened.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fluvial_model::manifest::RelativePath;
+use secrecy::SecretString;
+
+use crate::TransferError;
+use crate::place::Place;
+use crate::place::local::LocalPlace;
+use crate::place::s3::S3Place;
+
+/// The schemes that [`Location::open`] knows.
+pub const SCHEMES: &str = "file, s3";
+
+/// A tree somewhere: `file:///dir` or `s3://bucket/prefix`.
+///
+/// Option keys are OpenDAL's: for `s3` `endpoint`, `region`, `enable_virtual_host_style` (`true`), and, usually among the
+/// secrets, `access_key_id`, `secret_access_key`, `session_token`. Without keys requests are not signed.
+#[derive(Clone, Default)]
+pub struct Location {
+    /// Scheme and place.
+    pub uri: String,
+    /// Options that may be shown.
+    pub options: BTreeMap<String, String>,
+    /// Options that may not.
+    pub secrets: BTreeMap<String, SecretString>,
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Options too can hold a key that somebody put into the wrong map: only their names are shown.
+        f.debug_struct("Location")
+            .field("uri", &self.shown())
+            .field("options", &self.options.keys().collect::<Vec<_>>())
+            .field("secrets", &self.secrets.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+/// What a place is needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Listing and reading.
+    Read,
+    /// Also writing and deleting.
+    Write,
+}
+
+/// A location that appears at a path of the dataset.
+#[derive(Debug, Clone)]
+pub struct SourceMount {
+    /// Where its tree appears; [`RelativePath::root`] for the dataset itself.
+    pub path: RelativePath,
+    /// Where its data are.
+    pub location: Location,
+}
+
+impl Location {
+    /// A location without options.
+    #[must_use]
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self { uri: uri.into(), ..Self::default() }
+    }
+
+    /// The URI without user, password, query and fragment, which people put secrets into.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let end = self.uri.find(['?', '#']).unwrap_or(self.uri.len());
+        let bare = &self.uri[..end];
+        let Some((scheme, rest)) = bare.split_once("://") else { return bare.to_owned() };
+        let authority = rest.find('/').unwrap_or(rest.len());
+        match rest[..authority].rfind('@') {
+            Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
+            None => bare.to_owned(),
+        }
+    }
+
+    fn bad(&self, why: impl Into<String>) -> TransferError {
+        TransferError::BadLocation { uri: self.shown(), why: why.into() }
+    }
+
+    /// Opens the place; nothing is contacted yet.
+    ///
+    /// # Errors
+    /// [`TransferError::UnsupportedScheme`] and [`TransferError::BadLocation`].
+    pub fn open(&self) -> Result<Arc<dyn Place>, TransferError> {
+        match self.split()? {
+            ("file", rest) => Ok(Arc::new(LocalPlace::new(self.directory(rest)?))),
+            ("s3", rest) => Ok(Arc::new(S3Place::new(self, rest)?)),
+            (scheme, _) => Err(TransferError::UnsupportedScheme { scheme: scheme.to_owned(), supported: SCHEMES }),
+        }
+    }
+
+    /// Opens the place as one that a copy is written to: invisible until [`Place::commit`].
+    ///
+    /// # Errors
+    /// As [`Location::open`].
+    pub fn open_target(&self) -> Result<Arc<dyn Place>, TransferError> {
+        match self.split()? {
+            ("file", rest) => Ok(Arc::new(LocalPlace::target(self.directory(rest)?)?)),
+            _ => self.open(),
+        }
+    }
+
+    fn split(&self) -> Result<(&str, &str), TransferError> {
+        self.uri
+            .split_once("://")
+            .ok_or_else(|| self.bad("it has no scheme; write `file:///dir` or `s3://bucket/prefix`"))
+    }
+
+    /// The directory of a `file` URI. It is taken as written: no percent-decoding, so that every name can be given.
+    fn directory(&self, rest: &str) -> Result<PathBuf, TransferError> {
+        if !rest.starts_with('/') {
+            return Err(self.bad("a file location needs an absolute path, as in `file:///dir`"));
+        }
+        if rest.contains('\0') || rest.split('/').any(|component| component == "..") {
+            return Err(self.bad("the path must not hold `..` or NUL"));
+        }
+        let trimmed = rest.trim_end_matches('/');
+        Ok(PathBuf::from(if trimmed.is_empty() { "/" } else { trimmed }))
+    }
+}
+
+/// Checks that a location can be used.
+///
+/// # Errors
+/// What is wrong, as precisely as the place tells: not found, refused, read-only, no such bucket, unreachable.
+pub async fn probe(location: &Location, access: Access) -> Result<(), TransferError> {
+    location.open()?.probe(access).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let mut location = Location::new("s3://user:pass@bucket/prefix?secret=1");
+        location.secrets.insert("secret_access_key".into(), "hidden".into());
+        location.options.insert("token".into(), "hidden".into());
+        let shown = format!("{location:?}");
+        let expected = r#"Location { uri: "s3://bucket/prefix", options: ["token"], secrets: ["secret_access_key"] }"#;
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn an_unknown_scheme_is_refused_with_those_supported() {
+        let message = Location::new("ftp://host/dir").open().err().map(|error| error.to_string());
+        assert_eq!(message.as_deref(), Some("open location: scheme \"ftp\" is not supported; supported are file, s3"));
+    }
+}

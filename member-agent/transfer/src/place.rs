@@ -1,0 +1,165 @@
+//! The seam: a tree that can be listed, read and written, wherever it is.
+//!
+//! One contract suite (`tests/contract.rs`) runs over every implementation. Paths are relative to the place; entries
+//! never carry digests; a [`Tag`] names one version of one file, so that two versions are never mixed.
+
+pub mod local;
+pub mod s3;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fluvial_model::manifest::block::MAX_TARGET_BYTES;
+use fluvial_model::manifest::{Entry, File, RelativePath};
+use tokio::sync::mpsc;
+
+use crate::TransferError;
+use crate::location::Access;
+
+/// Names one version of one file at one place: ETag and size, or size, times and inode.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tag(pub String);
+
+/// One entry of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where.
+    pub path: RelativePath,
+    /// What, without digest.
+    pub entry: Entry,
+    /// Which version.
+    pub tag: Tag,
+}
+
+/// How much a listing has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Everything.
+    Full,
+    /// Paths, sizes and tags; kind, mode and mtime may be those of a plain file.
+    Tags,
+}
+
+/// Listed entries that wait to be stored: some pages of an S3 listing (1,000 entries of about 200 bytes each).
+pub const LISTING_QUEUE: usize = 4096;
+
+/// Something that holds a tree.
+#[async_trait]
+pub trait Place: Send + Sync + 'static {
+    /// The place in messages, without secrets.
+    fn name(&self) -> &str;
+
+    /// Checks that the place can be used.
+    async fn probe(&self, access: Access) -> Result<(), TransferError>;
+
+    /// Sends every entry, in any order, parents of entries not necessarily among them. A place that does not exist is
+    /// [`TransferError::NotFound`]. Ends without an error when the receiver is gone.
+    async fn list(&self, detail: Detail, found: mpsc::Sender<Found>) -> Result<(), TransferError>;
+
+    /// `length` bytes of a file from `offset`, fewer at its end. With a tag, exactly that version is read, otherwise
+    /// [`TransferError::Changed`].
+    async fn read(
+        &self,
+        path: &RelativePath,
+        tag: Option<&Tag>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, TransferError>;
+
+    /// What a listing for verification needs: where a tag says everything of what was written, only tags.
+    fn verify_detail(&self) -> Detail;
+
+    /// The smallest part, and the largest number of parts, of a file written in parts.
+    fn part_limits(&self) -> PartLimits;
+
+    /// Writes a small file at once. It is there completely or not at all (for a target: once it is committed).
+    async fn put(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Tag, TransferError>;
+
+    /// Starts a file in parts and names the upload.
+    async fn begin(&self, path: &RelativePath, file: &File) -> Result<String, TransferError>;
+
+    /// Whether an upload that was started can still be continued.
+    async fn can_continue(&self, path: &RelativePath, upload: &str) -> Result<bool, TransferError>;
+
+    /// Writes one part and returns its receipt. Parts may come in any order and again.
+    async fn put_part(
+        &self,
+        path: &RelativePath,
+        upload: &str,
+        number: u32,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<String, TransferError>;
+
+    /// Completes a file from the receipts of all its parts in order.
+    async fn complete(
+        &self,
+        path: &RelativePath,
+        upload: &str,
+        file: &File,
+        receipts: &[String],
+    ) -> Result<Tag, TransferError>;
+
+    /// Gives up a file in parts; it is no error when there is none.
+    async fn abort(&self, path: &RelativePath, upload: &str) -> Result<(), TransferError>;
+
+    /// Makes a directory; `empty` tells whether anything will be in it.
+    async fn make_directory(&self, path: &RelativePath, empty: bool) -> Result<(), TransferError>;
+
+    /// Makes a symbolic link.
+    async fn make_symlink(&self, path: &RelativePath, target: &str) -> Result<Tag, TransferError>;
+
+    /// Makes what was written to these files durable.
+    async fn sync(&self, paths: &[RelativePath]) -> Result<(), TransferError>;
+
+    /// Removes one file, link or empty directory; it is no error when there is none.
+    async fn remove(&self, path: &RelativePath) -> Result<(), TransferError>;
+
+    /// Removes the whole tree and the place itself; it is no error when there is none.
+    async fn remove_all(&self) -> Result<(), TransferError>;
+
+    /// What a target is at the moment.
+    async fn target_state(&self) -> Result<TargetState, TransferError>;
+
+    /// Makes everything durable and visible at once.
+    async fn commit(&self) -> Result<(), TransferError>;
+}
+
+/// What [`Place::part_limits`] tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartLimits {
+    /// Smallest part in bytes, the last one excepted.
+    pub smallest: u64,
+    /// Largest number of parts.
+    pub most: u64,
+}
+
+/// What is at a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetState {
+    /// Nothing.
+    Absent,
+    /// Something that is not visible yet, or, where there is no such difference, something.
+    Partial,
+    /// A committed tree.
+    Visible,
+}
+
+/// Whether a link stays inside the tree, by its text alone, wherever the tree is.
+pub(crate) fn check_link(link: &RelativePath, target: &str) -> Result<(), String> {
+    if target.is_empty() || target.contains('\0') || target.len() > MAX_TARGET_BYTES {
+        return Err(format!("the target of the link must have 1 to {MAX_TARGET_BYTES} bytes and no NUL"));
+    }
+    let outside = || format!("the link points outside the tree, to {target:?}");
+    if target.starts_with('/') {
+        return Err(outside());
+    }
+    let mut depth = link.depth() - 1;
+    for component in target.split('/') {
+        match component {
+            "" | "." => {}
+            ".." => depth = depth.checked_sub(1).ok_or_else(outside)?,
+            _ => depth += 1,
+        }
+    }
+    Ok(())
+}

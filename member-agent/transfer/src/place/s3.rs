@@ -1,0 +1,368 @@
+//! A prefix of a bucket of S3 or anything that speaks like it.
+//!
+//! A file is an object; its mode and time are user metadata (`mtime` as decimal seconds, as other tools write it). An
+//! empty directory is a zero-byte object `dir/`; a link is a small object that holds its target and is marked in its
+//! metadata. An object appears when it is complete. Objects of other tools are files of mode 644 and their upload time.
+//!
+//! Why not the store library that other schemes will use: `docs/decisions/0004-resumable-multipart.md`.
+
+mod client;
+mod keys;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fluvial_model::manifest::{Entry, File, RelativePath};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::mpsc;
+
+use self::client::{Client, Reply};
+use super::{Detail, Found, PartLimits, Place, Tag, TargetState, check_link};
+use crate::TransferError;
+use crate::location::{Access, Location};
+
+/// Objects that are looked at together while listing: with a round trip of 20 ms that is 1,600 a second.
+const HEADS_AT_ONCE: usize = 32;
+/// Objects that are removed together.
+const DELETES_AT_ONCE: usize = 32;
+/// Permission bits of an object that no one gave any.
+const DEFAULT_MODE: u32 = 0o644;
+/// The longest link that is read.
+const LINK_LIMIT: u64 = 4096;
+/// Metadata: decimal seconds since the epoch.
+const MTIME: &str = "x-amz-meta-mtime";
+/// Metadata: octal permission bits.
+const MODE: &str = "x-amz-meta-fluvial-mode";
+/// Metadata: `symlink` on an object that holds the target of a link.
+const KIND: &str = "x-amz-meta-fluvial-kind";
+
+/// A prefix of a bucket.
+pub struct S3Place {
+    client: Client,
+    name: String,
+    /// Empty, or with a `/` at its end.
+    prefix: String,
+}
+
+impl S3Place {
+    /// The place of a location whose URI is `s3://` and `rest`.
+    ///
+    /// # Errors
+    /// When the URI or an option cannot be used.
+    pub fn new(location: &Location, rest: &str) -> Result<Self, TransferError> {
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let bad = |why: String| TransferError::BadLocation { uri: location.shown(), why };
+        if bucket.is_empty() || bucket.contains(['@', '?', '#', ':']) {
+            return Err(bad("it must be `s3://bucket/prefix`".to_owned()));
+        }
+        let prefix = prefix.trim_end_matches('/');
+        if !prefix.is_empty() {
+            RelativePath::parse(prefix).map_err(|error| bad(error.to_string()))?;
+        }
+        let name = location.shown();
+        let client = Client::new(location, bucket, name.clone())?;
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        Ok(Self { client, name, prefix })
+    }
+
+    fn key(&self, path: &RelativePath) -> String {
+        format!("{}{path}", self.prefix)
+    }
+
+    fn bad_entry(&self, name: &str, why: impl Into<String>) -> TransferError {
+        TransferError::BadEntry { place: self.name.clone(), name: name.escape_debug().to_string(), why: why.into() }
+    }
+
+    /// What an object is, from its metadata.
+    async fn look(&self, path: RelativePath, size: u64, tag: Tag) -> Result<Found, TransferError> {
+        let key = self.key(&path);
+        let head = self.client.head(&key, path.as_str()).await?;
+        if tag_of(&head, size) != tag {
+            return Err(TransferError::Changed { place: self.name.clone(), path: path.to_string() });
+        }
+        if head.header(KIND) == Some("symlink") {
+            if size > LINK_LIMIT {
+                return Err(self.bad_entry(path.as_str(), "it is marked as a link but too long to be one"));
+            }
+            let body = self.client.get(&key, path.as_str(), &head.etag(), 0, size).await?;
+            let target = std::str::from_utf8(&body)
+                .map_err(|_| self.bad_entry(path.as_str(), "the target of the link is not UTF-8"))?;
+            check_link(&path, target).map_err(|why| self.bad_entry(path.as_str(), why))?;
+            return Ok(Found { path, entry: Entry::Symlink { target: target.to_owned() }, tag });
+        }
+        Ok(Found { entry: Entry::File(file_of(&head, size)), path, tag })
+    }
+
+    /// Removes every object below the prefix.
+    async fn remove_objects(&self) -> Result<(), TransferError> {
+        let mut token = None;
+        loop {
+            let page = self.client.list(&self.prefix, token.take(), None).await?;
+            let deletes: Vec<_> =
+                page.contents.iter().map(|object| self.client.delete(&object.key, &object.key)).collect();
+            stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE).try_collect::<Vec<()>>().await?;
+            match page.next_continuation_token {
+                Some(next) => token = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// ETag and size.
+fn tag_of(reply: &Reply, size: u64) -> Tag {
+    tag(&reply.etag(), size)
+}
+
+fn tag(etag: &str, size: u64) -> Tag {
+    Tag(format!("{}-{size}", etag.trim_matches('"')))
+}
+
+/// The ETag inside a tag, quoted as `If-Match` needs it.
+fn etag_of(tag: &Tag) -> String {
+    format!("\"{}\"", tag.0.rsplit_once('-').map_or(tag.0.as_str(), |(etag, _)| etag))
+}
+
+fn file_of(head: &Reply, size: u64) -> File {
+    let mode = head.header(MODE).and_then(|mode| u32::from_str_radix(mode, 8).ok()).filter(|mode| *mode <= 0o7777);
+    let mtime_ns = head.header(MTIME).and_then(parse_seconds).or_else(|| head.modified_ns()).unwrap_or(0);
+    File { size, mtime_ns, mode: mode.unwrap_or(DEFAULT_MODE), digest: None }
+}
+
+/// Decimal seconds as nanoseconds; `None` for anything else.
+fn parse_seconds(text: &str) -> Option<i64> {
+    let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(seconds) || !digits(fraction) {
+        return None;
+    }
+    let fraction: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let total = seconds.parse::<i128>().ok()?.checked_mul(1_000_000_000)?.checked_add(fraction.parse().ok()?)?;
+    i64::try_from(if negative { -total } else { total }).ok()
+}
+
+fn show_seconds(mtime_ns: i64) -> String {
+    let distance = mtime_ns.unsigned_abs();
+    let sign = if mtime_ns < 0 { "-" } else { "" };
+    format!("{sign}{}.{:09}", distance / 1_000_000_000, distance % 1_000_000_000)
+}
+
+fn metadata(file: &File) -> Vec<(&'static str, String)> {
+    vec![(MODE, format!("{:o}", file.mode)), (MTIME, show_seconds(file.mtime_ns))]
+}
+
+#[async_trait]
+impl Place for S3Place {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn probe(&self, access: Access) -> Result<(), TransferError> {
+        let page = self.client.list(&self.prefix, None, Some(1)).await?;
+        match access {
+            Access::Read if page.contents.is_empty() && !self.prefix.is_empty() => {
+                Err(TransferError::NotFound { op: "probe", place: self.name.clone(), path: String::new() })
+            }
+            Access::Read => Ok(()),
+            Access::Write => {
+                // Beside the tree, so that no listing of it ever shows the probe.
+                let key = format!("{}.fluvial-probe-{:016x}", self.prefix.trim_end_matches('/'), rand::random::<u64>());
+                self.client.put(&key, "", &[], Bytes::from_static(b"1")).await?;
+                self.client.delete(&key, "").await
+            }
+        }
+    }
+
+    async fn list(&self, detail: Detail, found: mpsc::Sender<Found>) -> Result<(), TransferError> {
+        let mut token = None;
+        let mut any = false;
+        let mut keys = keys::Collisions::default();
+        loop {
+            let page = self.client.list(&self.prefix, token.take(), None).await?;
+            let mut looks = Vec::new();
+            for object in &page.contents {
+                any = true;
+                let Some(below) = object.key.strip_prefix(&self.prefix) else {
+                    return Err(self.bad_entry(&object.key, "the server listed a key outside the prefix"));
+                };
+                if below.is_empty() {
+                    continue;
+                }
+                let (name, directory) = below.strip_suffix('/').map_or((below, false), |name| (name, true));
+                let path = RelativePath::parse(name).map_err(|error| self.bad_entry(below, error.to_string()))?;
+                let size = object.size.unwrap_or(0);
+                if directory && size > 0 {
+                    return Err(self.bad_entry(below, "its key ends in `/` but it holds data"));
+                }
+                keys.add(below).map_err(|why| self.bad_entry(below, why))?;
+                let tag = tag(object.etag.as_deref().unwrap_or_default(), size);
+                looks.push((path, directory, size, tag));
+            }
+            let looks = looks.into_iter().map(|(path, directory, size, tag)| async move {
+                if directory {
+                    return Ok(Found { path, entry: Entry::Directory, tag });
+                }
+                match detail {
+                    Detail::Full => self.look(path, size, tag).await,
+                    Detail::Tags => {
+                        let file = File { size, mtime_ns: 0, mode: DEFAULT_MODE, digest: None };
+                        Ok(Found { path, entry: Entry::File(file), tag })
+                    }
+                }
+            });
+            let mut looks = stream::iter(looks).buffer_unordered(HEADS_AT_ONCE);
+            while let Some(entry) = looks.next().await {
+                if found.send(entry?).await.is_err() {
+                    return Ok(());
+                }
+            }
+            match page.next_continuation_token {
+                Some(next) => token = Some(next),
+                None => break,
+            }
+        }
+        if any || self.prefix.is_empty() {
+            return Ok(());
+        }
+        Err(TransferError::NotFound { op: "list", place: self.name.clone(), path: String::new() })
+    }
+
+    async fn read(
+        &self,
+        path: &RelativePath,
+        tag: Option<&Tag>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, TransferError> {
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
+        let etag = tag.map(etag_of).unwrap_or_default();
+        self.client.get(&self.key(path), path.as_str(), &etag, offset, length).await
+    }
+
+    /// An ETag and what was written with it are one: the listing has the ETag.
+    fn verify_detail(&self) -> Detail {
+        Detail::Tags
+    }
+
+    fn part_limits(&self) -> PartLimits {
+        PartLimits { smallest: 5 << 20, most: 10_000 }
+    }
+
+    async fn put(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Tag, TransferError> {
+        let size = data.len() as u64;
+        let reply = self.client.put(&self.key(path), path.as_str(), &metadata(file), data).await?;
+        Ok(tag_of(&reply, size))
+    }
+
+    async fn begin(&self, path: &RelativePath, file: &File) -> Result<String, TransferError> {
+        self.client.begin(&self.key(path), path.as_str(), &metadata(file)).await
+    }
+
+    async fn can_continue(&self, path: &RelativePath, upload: &str) -> Result<bool, TransferError> {
+        match self.client.has_upload(&self.key(path), path.as_str(), upload).await {
+            Ok(()) => Ok(true),
+            Err(TransferError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put_part(
+        &self,
+        path: &RelativePath,
+        upload: &str,
+        number: u32,
+        _offset: u64,
+        data: Bytes,
+    ) -> Result<String, TransferError> {
+        self.client.put_part(&self.key(path), path.as_str(), upload, number, data).await
+    }
+
+    async fn complete(
+        &self,
+        path: &RelativePath,
+        upload: &str,
+        file: &File,
+        receipts: &[String],
+    ) -> Result<Tag, TransferError> {
+        let etag = self.client.complete(&self.key(path), path.as_str(), upload, receipts).await?;
+        Ok(tag(&etag, file.size))
+    }
+
+    async fn abort(&self, path: &RelativePath, upload: &str) -> Result<(), TransferError> {
+        match self.client.abort(&self.key(path), path.as_str(), upload).await {
+            Err(TransferError::NotFound { .. }) => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn make_directory(&self, path: &RelativePath, empty: bool) -> Result<(), TransferError> {
+        if !empty {
+            return Ok(());
+        }
+        let key = if path.is_root() { self.prefix.clone() } else { format!("{}/", self.key(path)) };
+        if key.is_empty() {
+            return Ok(());
+        }
+        self.client.put(&key, path.as_str(), &[], Bytes::new()).await.map(drop)
+    }
+
+    async fn make_symlink(&self, path: &RelativePath, target: &str) -> Result<Tag, TransferError> {
+        let metadata = [(KIND, "symlink".to_owned())];
+        let data = Bytes::copy_from_slice(target.as_bytes());
+        let reply = self.client.put(&self.key(path), path.as_str(), &metadata, data).await?;
+        Ok(tag_of(&reply, target.len() as u64))
+    }
+
+    async fn sync(&self, _: &[RelativePath]) -> Result<(), TransferError> {
+        Ok(())
+    }
+
+    async fn remove(&self, path: &RelativePath) -> Result<(), TransferError> {
+        let key = self.key(path);
+        self.client.delete(&key, path.as_str()).await?;
+        self.client.delete(&format!("{key}/"), path.as_str()).await
+    }
+
+    async fn remove_all(&self) -> Result<(), TransferError> {
+        if self.prefix.is_empty() {
+            let why = "a whole bucket is never removed; give the tree a prefix".to_owned();
+            return Err(TransferError::BadLocation { uri: self.name.clone(), why });
+        }
+        self.remove_objects().await
+    }
+
+    async fn target_state(&self) -> Result<TargetState, TransferError> {
+        let page = self.client.list(&self.prefix, None, Some(1)).await?;
+        Ok(if page.contents.is_empty() { TargetState::Absent } else { TargetState::Partial })
+    }
+
+    async fn commit(&self) -> Result<(), TransferError> {
+        Ok(())
+    }
+}
+
+/// How long a signed request may wait before it is sent.
+const SIGNATURE_LIFE: Duration = Duration::from_secs(900);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_their_text() {
+        for mtime in [0, 1, -1, 1_700_000_000_123_456_789, -5_000_000_001, i64::MAX, i64::MIN] {
+            assert_eq!(parse_seconds(&show_seconds(mtime)), Some(mtime));
+        }
+        assert_eq!(parse_seconds("1354823593"), Some(1_354_823_593_000_000_000));
+        assert_eq!(parse_seconds("soon"), None);
+    }
+
+    #[test]
+    fn a_tag_gives_its_etag_back() {
+        assert_eq!(etag_of(&tag("\"abc-3\"", 10)), "\"abc-3\"");
+    }
+}

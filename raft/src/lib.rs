@@ -1,0 +1,40 @@
+//! ② The replicated store: one ordered map with revisions, the same on every hub.
+//!
+//! Reading order: [`store`] says what a store promises; [`node`] is the store over Raft; a write goes through
+//! [`propose`] into the log ([`log`]), over [`transport`] to the other hubs, and, once a majority has it on disk,
+//! through [`machine`] into the catalog ([`schema`]) and to the watchers ([`watch`]). [`read`] makes reads
+//! linearizable, [`snapshot`] lets the log be cut, [`membership`] changes who takes part, [`marker`] keeps a data
+//! directory from being used by another node.
+//!
+//! Invariants: a write is acknowledged only when a majority has synced it; every replica applies the same commands in
+//! the same order; what is applied and how far is one SQLite transaction.
+//!
+//! Deliberately absent: certificates (the caller hands over channels), authorisation of peers (the hub's), the meaning
+//! of keys and values, and wall-clock time in anything that is replicated.
+
+pub mod config;
+#[cfg(any(test, feature = "testing"))]
+pub mod contract;
+mod log;
+mod machine;
+mod marker;
+pub mod membership;
+pub mod node;
+mod propose;
+mod query;
+mod read;
+mod schema;
+mod server;
+mod snapshot;
+pub mod store;
+mod transport;
+mod types;
+mod watch;
+
+pub use config::{Config, Timings};
+pub use marker::MarkerError;
+pub use membership::{Member, MembershipError, Role};
+pub use node::{Metrics, OpenError, RaftStore};
+pub use server::{PeerServer, peer_service};
+pub use store::{Consistency, Leadership, ListRequest, Listing, Store, StoreError, Watch, WatchSource};
+pub use transport::{ConnectError, PEER_METADATA_FROM, PeerConnector};

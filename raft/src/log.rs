@@ -1,0 +1,634 @@
+//! ② The log: entries and votes, synced to disk before anyone is told that they are there.
+//!
+//! One thread owns the writing connection. It drains its queue, makes one commit (SQLite, WAL, `synchronous=FULL`: one
+//! sync per commit) and then tells Raft, so many appends share one sync. Entries can be read as soon as `append`
+//! returns: the newest are kept in memory, at least until they are on disk.
+//!
+//! Invariants: writes, votes included, happen in the order in which they were asked for; no callback before the sync;
+//! after a failed write nothing is written again; a record whose checksum is wrong stops the node.
+//!
+//! Deliberately absent: knowledge of what a command means.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use fluvial_proto::v1;
+use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
+use openraft::{LogState, OptionalSend};
+use prost::Message as _;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::types::{
+    Entry, LogId, TypeConfig, Vote, entry_bytes, entry_in, entry_out, log_id_in, log_id_out, vote_in, vote_out,
+};
+
+/// Jobs that may wait for the writer. Raft appends at most 4,096 entries a job and waits for votes, so this bounds
+/// what is in memory but not on disk to what Raft's own channels already admit.
+const QUEUE: usize = 1024;
+/// Jobs that share one commit: enough to make the sync's share small, few enough to keep the commit short.
+const JOBS_PER_COMMIT: usize = 256;
+/// How much of the newest log stays in memory for followers and for the state machine: 8 MiB is some 8,000 objects,
+/// several times what a healthy follower is ever behind.
+const CACHE_BYTES: usize = 8 << 20;
+/// How much one read for a follower returns at most; with one entry of 2 MiB on top it stays within the wire's limit.
+const READ_BYTES: usize = 1 << 20;
+
+/// The log cannot be opened, or must not be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("cannot open the log {path:?}")]
+    Open {
+        path: std::path::PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error("cannot start the log's writer thread")]
+    Thread(#[source] io::Error),
+    #[error("cannot read the log")]
+    Read(#[source] rusqlite::Error),
+    #[error(
+        "log record {index} is damaged: {reason}; this node must not vote with a log that it cannot trust: remove it from the cluster and join again under a new id"
+    )]
+    Damaged { index: u64, reason: String },
+    #[error(
+        "the log's record of {name} is damaged; this node must not vote with a log that it cannot trust: remove it from the cluster and join again under a new id"
+    )]
+    DamagedMeta { name: &'static str },
+    #[error(
+        "the log's file is damaged: {report}; this node must not vote with a log that it cannot trust: remove it from the cluster and join again under a new id"
+    )]
+    DamagedFile { report: String },
+}
+
+impl From<LogError> for io::Error {
+    fn from(error: LogError) -> Self {
+        Self::other(error)
+    }
+}
+
+enum Job {
+    Append { entries: Vec<Entry>, done: IOFlushed<TypeConfig> },
+    Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
+    Truncate { from: u64, done: oneshot::Sender<io::Result<()>> },
+    Purge { upto: LogId, done: oneshot::Sender<io::Result<()>> },
+}
+
+/// What is known without asking the database.
+#[derive(Default)]
+struct State {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    /// The newest entries without gaps, up to `last`.
+    cache: VecDeque<Entry>,
+    cache_bytes: usize,
+    /// The index of the first cached entry, or of the next one to come if none is cached.
+    cache_first: u64,
+    /// Entries up to here are on disk.
+    flushed: u64,
+}
+
+impl State {
+    fn push(&mut self, entry: Entry) {
+        if self.cache.is_empty() {
+            self.cache_first = entry.log_id.index;
+        }
+        self.cache_bytes += entry_bytes(&entry);
+        self.last = Some(entry.log_id);
+        self.cache.push_back(entry);
+    }
+
+    /// Drops the oldest entries that are on disk while the cache is too large.
+    fn shrink(&mut self) {
+        while self.cache_bytes > CACHE_BYTES && self.cache_first <= self.flushed {
+            self.pop_front();
+        }
+    }
+
+    fn pop_front(&mut self) {
+        if let Some(entry) = self.cache.pop_front() {
+            self.cache_bytes -= entry_bytes(&entry);
+            self.cache_first = entry.log_id.index + 1;
+        }
+    }
+}
+
+struct Inner {
+    state: Mutex<State>,
+    reader: Mutex<Connection>,
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        // Closing the queue ends the thread once everything queued is on disk.
+        lock(&self.jobs).take();
+        if let Some(writer) = lock(&self.writer).take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the log's writer thread had panicked");
+        }
+    }
+}
+
+/// The log of one node; clones share it.
+#[derive(Clone)]
+pub struct LogStore {
+    inner: Arc<Inner>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing here panics between two halves of a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn signed(index: u64) -> i64 {
+    // Indexes count entries: they do not reach 2^63.
+    i64::try_from(index).unwrap_or(i64::MAX)
+}
+
+fn record_checksum(index: u64, record: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&index.to_le_bytes()), record)
+}
+
+fn meta_checksum(name: &str, value: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(name.as_bytes()), value)
+}
+
+fn decode(index: u64, checksum: u32, record: Vec<u8>) -> Result<Entry, LogError> {
+    if record_checksum(index, &record) != checksum {
+        return Err(LogError::Damaged { index, reason: "its checksum does not fit".into() });
+    }
+    let damaged = |reason: String| LogError::Damaged { index, reason };
+    let message = v1::RaftEntry::decode(Bytes::from(record)).map_err(|error| damaged(error.to_string()))?;
+    let entry = entry_in(message).map_err(|error| damaged(error.to_string()))?;
+    if entry.log_id.index != index {
+        return Err(damaged(format!("it says it is record {}", entry.log_id.index)));
+    }
+    Ok(entry)
+}
+
+fn read_meta<M: prost::Message + Default>(db: &Connection, name: &'static str) -> Result<Option<M>, LogError> {
+    let row: Option<(Vec<u8>, u32)> = db
+        .query_row("SELECT value, checksum FROM meta WHERE name = ?1", [name], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()
+        .map_err(LogError::Read)?;
+    let Some((value, checksum)) = row else { return Ok(None) };
+    if meta_checksum(name, &value) != checksum {
+        return Err(LogError::DamagedMeta { name });
+    }
+    M::decode(Bytes::from(value)).map(Some).map_err(|_| LogError::DamagedMeta { name })
+}
+
+fn write_meta(db: &Connection, name: &'static str, message: &impl prost::Message) -> rusqlite::Result<()> {
+    let value = message.encode_to_vec();
+    db.prepare_cached("INSERT OR REPLACE INTO meta (name, value, checksum) VALUES (?1, ?2, ?3)")?.execute(params![
+        name,
+        value,
+        meta_checksum(name, &value)
+    ])?;
+    Ok(())
+}
+
+const VOTE: &str = "vote";
+const COMMITTED: &str = "committed";
+const PURGED: &str = "purged";
+
+impl LogStore {
+    /// Opens or creates the log, checks every record, and starts the writer.
+    pub fn open(path: &Path) -> Result<Self, LogError> {
+        let open_error = |source| LogError::Open { path: path.to_owned(), source };
+        let db = Connection::open(path).map_err(open_error)?;
+        (|| {
+            db.pragma_update(None, "journal_mode", "WAL")?;
+            db.pragma_update(None, "synchronous", "FULL")?;
+            db.pragma_update(None, "wal_autocheckpoint", 2000)?;
+            db.busy_timeout(std::time::Duration::from_secs(5))?;
+            db.execute_batch(
+                "CREATE TABLE IF NOT EXISTS entries (idx INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, record BLOB NOT NULL);
+                 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;",
+            )
+        })()
+        .map_err(open_error)?;
+        let report: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(LogError::Read)?;
+        if report != "ok" {
+            return Err(LogError::DamagedFile { report });
+        }
+        let state = Self::load(&db)?;
+        let reader =
+            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+                .map_err(open_error)?;
+        reader.busy_timeout(std::time::Duration::from_secs(5)).map_err(open_error)?;
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let inner = Arc::new(Inner {
+            state: Mutex::new(state),
+            reader: Mutex::new(reader),
+            jobs: Mutex::new(Some(jobs)),
+            writer: Mutex::new(None),
+        });
+        let shared = Arc::downgrade(&inner);
+        let thread = std::thread::Builder::new()
+            .name("fluvial-log".into())
+            .spawn(move || {
+                Writer { db, queue, failed: None, committed: None }.run(|apply| {
+                    if let Some(inner) = shared.upgrade() {
+                        apply(&mut lock(&inner.state));
+                    }
+                });
+            })
+            .map_err(LogError::Thread)?;
+        *lock(&inner.writer) = Some(thread);
+        Ok(Self { inner })
+    }
+
+    fn load(db: &Connection) -> Result<State, LogError> {
+        let vote: Option<v1::RaftVote> = read_meta(db, VOTE)?;
+        let vote = match vote {
+            None => None,
+            some => Some(vote_in(some, "RaftVote").map_err(|_| LogError::DamagedMeta { name: VOTE })?),
+        };
+        let purged: Option<LogId> = read_meta::<v1::RaftLogId>(db, PURGED)?.map(log_id_in);
+        let mut state = State {
+            vote,
+            committed: read_meta::<v1::RaftLogId>(db, COMMITTED)?.map(log_id_in),
+            purged,
+            last: purged,
+            ..State::default()
+        };
+        let mut expected = None;
+        let mut statement =
+            db.prepare("SELECT idx, checksum, record FROM entries ORDER BY idx").map_err(LogError::Read)?;
+        let mut rows = statement.query([]).map_err(LogError::Read)?;
+        while let Some(row) = rows.next().map_err(LogError::Read)? {
+            let (index, checksum, record) = read_row(row).map_err(LogError::Read)?;
+            let entry = decode(index, checksum, record)?;
+            if expected.is_some_and(|expected| expected != index) {
+                return Err(LogError::Damaged { index, reason: "the records before it are missing".into() });
+            }
+            expected = Some(index + 1);
+            state.flushed = index;
+            state.push(entry);
+            state.shrink();
+        }
+        state.cache_first =
+            if state.cache.is_empty() { state.last.map_or(0, |last| last.index + 1) } else { state.cache_first };
+        Ok(state)
+    }
+
+    /// Writes what is queued and ends the writer; later writes fail. Blocks until it is done.
+    pub fn close(&self) {
+        self.inner.close();
+    }
+
+    async fn send(&self, job: Job) -> io::Result<()> {
+        let jobs = lock(&self.inner.jobs).clone();
+        let Some(jobs) = jobs else { return Err(io::Error::other("the log is closed")) };
+        jobs.send(job).await.map_err(|_| io::Error::other("the log's writer has ended"))
+    }
+
+    async fn run(&self, job: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Job) -> io::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.send(job(done)).await?;
+        wait.await.map_err(|_| io::Error::other("the log's writer has ended"))?
+    }
+
+    /// The entries of `start..end` in order, at most about `limit` bytes of them but at least one if there is one.
+    fn read(&self, start: u64, end: u64, limit: usize) -> Result<Vec<Entry>, LogError> {
+        let mut bytes = 0;
+        let mut within = |entry: &Entry| {
+            let first = bytes == 0;
+            bytes += entry_bytes(entry);
+            first || bytes <= limit
+        };
+        let (cached_from, cached) = {
+            let state = lock(&self.inner.state);
+            let skip = usize::try_from(start.saturating_sub(state.cache_first)).unwrap_or(usize::MAX);
+            let wanted = state.cache.iter().skip(skip).take_while(|entry| entry.log_id.index < end);
+            if start >= state.cache_first {
+                return Ok(wanted.take_while(|entry| within(entry)).cloned().collect());
+            }
+            (state.cache_first, wanted.cloned().collect::<Vec<_>>())
+        };
+        let mut entries = Vec::new();
+        {
+            let reader = lock(&self.inner.reader);
+            let mut statement = reader
+                .prepare_cached("SELECT idx, checksum, record FROM entries WHERE idx >= ?1 AND idx < ?2 ORDER BY idx")
+                .map_err(LogError::Read)?;
+            let mut rows =
+                statement.query(params![signed(start), signed(end.min(cached_from))]).map_err(LogError::Read)?;
+            while let Some(row) = rows.next().map_err(LogError::Read)? {
+                let (index, checksum, record) = read_row(row).map_err(LogError::Read)?;
+                let entry = decode(index, checksum, record)?;
+                if !within(&entry) {
+                    return Ok(entries);
+                }
+                entries.push(entry);
+            }
+        }
+        entries.extend(cached.into_iter().take_while(|entry| within(entry)));
+        if let Some(hole) = entries.windows(2).find(|pair| pair[0].log_id.index + 1 != pair[1].log_id.index) {
+            let index = hole[1].log_id.index;
+            return Err(LogError::Damaged { index, reason: "the records before it are missing".into() });
+        }
+        Ok(entries)
+    }
+}
+
+fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(u64, u32, Vec<u8>)> {
+    let index: i64 = row.get(0)?;
+    Ok((u64::try_from(index).unwrap_or(0), row.get(1)?, row.get(2)?))
+}
+
+struct Writer {
+    db: Connection,
+    queue: mpsc::Receiver<Job>,
+    /// Why writing stopped. After a failed sync the disk's state is unknown: trying again could turn a loss into a lie.
+    failed: Option<String>,
+    committed: Option<LogId>,
+}
+
+impl Writer {
+    fn run(mut self, with_state: impl Fn(&mut dyn FnMut(&mut State))) {
+        while let Some(first) = self.queue.blocking_recv() {
+            let mut jobs = vec![first];
+            while jobs.len() < JOBS_PER_COMMIT {
+                match self.queue.try_recv() {
+                    Ok(job) => jobs.push(job),
+                    Err(_) => break,
+                }
+            }
+            let mut committed = None;
+            with_state(&mut |state| committed = state.committed);
+            if self.failed.is_none()
+                && let Err(error) = self.write(&jobs, committed)
+            {
+                tracing::error!(%error, "the log cannot be written: this node stops");
+                self.failed = Some(error.to_string());
+            }
+            if self.failed.is_none() {
+                let flushed = jobs.iter().rev().find_map(|job| match job {
+                    Job::Append { entries, .. } => entries.last().map(|entry| entry.log_id.index),
+                    _ => None,
+                });
+                if let Some(flushed) = flushed {
+                    with_state(&mut |state| {
+                        state.flushed = flushed;
+                        state.shrink();
+                    });
+                }
+            }
+            for job in jobs {
+                let result = match &self.failed {
+                    None => Ok(()),
+                    Some(reason) => Err(io::Error::other(format!("the log cannot be written: {reason}"))),
+                };
+                match job {
+                    Job::Append { done, .. } => done.io_completed(result),
+                    Job::Vote { done, .. } | Job::Truncate { done, .. } | Job::Purge { done, .. } => {
+                        // A caller that no longer waits has lost interest, not the write.
+                        let _ = done.send(result);
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, jobs: &[Job], committed: Option<LogId>) -> rusqlite::Result<()> {
+        let txn = self.db.transaction()?;
+        for job in jobs {
+            match job {
+                Job::Append { entries, .. } => {
+                    let mut insert = txn
+                        .prepare_cached("INSERT OR REPLACE INTO entries (idx, checksum, record) VALUES (?1, ?2, ?3)")?;
+                    for entry in entries {
+                        let record = entry_out(entry).encode_to_vec();
+                        let index = entry.log_id.index;
+                        insert.execute(params![signed(index), record_checksum(index, &record), record])?;
+                    }
+                }
+                Job::Vote { vote, .. } => write_meta(&txn, VOTE, &vote_out(vote))?,
+                Job::Truncate { from, .. } => {
+                    txn.prepare_cached("DELETE FROM entries WHERE idx >= ?1")?.execute([signed(*from)])?;
+                }
+                Job::Purge { upto, .. } => {
+                    txn.prepare_cached("DELETE FROM entries WHERE idx <= ?1")?.execute([signed(upto.index)])?;
+                    write_meta(&txn, PURGED, &log_id_out(upto))?;
+                }
+            }
+        }
+        // How far is committed rides along: it only saves work at the next start, so it is not worth a sync of its own.
+        if committed != self.committed
+            && let Some(id) = &committed
+        {
+            write_meta(&txn, COMMITTED, &log_id_out(id))?;
+        }
+        txn.commit()?;
+        self.committed = committed;
+        Ok(())
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        Ok(self.read(start, end, usize::MAX)?)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(lock(&self.inner.state).vote)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        Ok(self.read(start, end, READ_BYTES)?)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let state = lock(&self.inner.state);
+        Ok(LogState { last_purged_log_id: state.purged, last_log_id: state.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.run(|done| Job::Vote { vote: *vote, done }).await?;
+        lock(&self.inner.state).vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        lock(&self.inner.state).committed = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(lock(&self.inner.state).committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, done: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        {
+            let mut state = lock(&self.inner.state);
+            for entry in &entries {
+                state.push(entry.clone());
+            }
+        }
+        self.send(Job::Append { entries, done }).await
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let from = last.map_or(0, |last| last.index + 1);
+        {
+            let mut state = lock(&self.inner.state);
+            while state.cache.back().is_some_and(|entry| entry.log_id.index >= from) {
+                if let Some(entry) = state.cache.pop_back() {
+                    state.cache_bytes -= entry_bytes(&entry);
+                }
+            }
+            if state.cache.is_empty() {
+                state.cache_first = from;
+            }
+            state.flushed = state.flushed.min(from.saturating_sub(1));
+            if state.last.is_some_and(|known| known.index >= from) {
+                state.last = last.max(state.purged);
+            }
+        }
+        self.run(|done| Job::Truncate { from, done }).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        self.run(|done| Job::Purge { upto, done }).await?;
+        let mut state = lock(&self.inner.state);
+        while state.cache.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
+            state.pop_front();
+        }
+        state.cache_first = state.cache_first.max(upto.index + 1);
+        state.purged = state.purged.max(Some(upto));
+        state.last = state.last.max(Some(upto));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::testing::common::{blank_ent, log_id};
+
+    use super::*;
+
+    fn command(index: u64, value: &'static str) -> Entry {
+        let mut entry: Entry = blank_ent::<TypeConfig>(1, 1, index);
+        entry.payload = openraft::EntryPayload::Normal(crate::types::Command(Bytes::from_static(value.as_bytes())));
+        entry
+    }
+
+    async fn append(log: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
+        let (tx, rx) = <TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();
+        log.append(entries, IOFlushed::signal(tx)).await?;
+        rx.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_flushed_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.db");
+        let entries: Vec<Entry> = (1..=9).map(|index| command(index, "value")).collect();
+        let vote = Vote::new(7, 3);
+        {
+            let mut log = LogStore::open(&path).unwrap();
+            log.save_vote(&vote).await.unwrap();
+            append(&mut log, entries.clone()).await.unwrap();
+            log.purge(log_id::<TypeConfig>(1, 1, 2)).await.unwrap();
+            log.truncate_after(Some(log_id::<TypeConfig>(1, 1, 7))).await.unwrap();
+        }
+        let mut log = LogStore::open(&path).unwrap();
+        assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+        assert_eq!(log.try_get_log_entries(..).await.unwrap(), entries[2..7]);
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!(
+            (state.last_purged_log_id, state.last_log_id),
+            (Some(log_id::<TypeConfig>(1, 1, 2)), Some(log_id::<TypeConfig>(1, 1, 7)))
+        );
+    }
+
+    #[tokio::test]
+    async fn entries_that_left_the_memory_are_read_from_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogStore::open(&dir.path().join("log.db")).unwrap();
+        let large = Bytes::from(vec![7; 1 << 20]);
+        let entries: Vec<Entry> = (1..=20)
+            .map(|index| {
+                let mut entry = command(index, "");
+                entry.payload = openraft::EntryPayload::Normal(crate::types::Command(large.clone()));
+                entry
+            })
+            .collect();
+        append(&mut log, entries.clone()).await.unwrap();
+        assert!(lock(&log.inner.state).cache_first > 1, "the memory is bounded");
+        assert_eq!(log.try_get_log_entries(1..=20).await.unwrap(), entries);
+        assert_eq!(log.limited_get_log_entries(3, 20).await.unwrap(), entries[2..3]);
+    }
+
+    #[tokio::test]
+    async fn a_flipped_byte_in_a_record_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.db");
+        {
+            let mut log = LogStore::open(&path).unwrap();
+            append(&mut log, (1..=5).map(|index| command(index, "a value to be found in the file")).collect())
+                .await
+                .unwrap();
+        }
+        let mut file = std::fs::read(&path).unwrap();
+        let needle = b"a value to be found";
+        let at = file.windows(needle.len()).position(|window| window == needle).unwrap();
+        file[at] ^= 1;
+        std::fs::write(&path, file).unwrap();
+        assert!(matches!(LogStore::open(&path), Err(LogError::Damaged { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_flipped_byte_in_the_vote_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.db");
+        LogStore::open(&path).unwrap().save_vote(&Vote::new(7, 3)).await.unwrap();
+        Connection::open(&path).unwrap().execute("UPDATE meta SET value = x'0808'", []).unwrap();
+        assert!(matches!(LogStore::open(&path), Err(LogError::DamagedMeta { name: "vote" })));
+    }
+}

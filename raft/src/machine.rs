@@ -1,0 +1,426 @@
+//! ② The state machine: committed commands become rows of the catalog and events for watchers.
+//!
+//! Invariants: a batch of entries, how far the log is applied, the membership and the revision are one SQLite
+//! transaction; the outcome of a command depends on the command and the state alone; answers and events go out after
+//! the commit.
+//!
+//! Deliberately absent: the sync of every commit. The catalog runs with `synchronous=NORMAL`; what a power cut takes is
+//! applied again from the log, which is never cut beyond the last synced snapshot.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use fluvial_model::store::{Event, KeyValue, Op, Revision, Txn, TxnOutcome};
+use fluvial_proto::v1;
+use futures::{Stream, StreamExt as _};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use prost::Message as _;
+use rusqlite::{Connection, params};
+
+use crate::query;
+use crate::schema::{self, StateRow, read_state, replace_rows, signed, write_state};
+use crate::snapshot::{SnapshotBuilder, SnapshotFile, Snapshots, copy_checked};
+use crate::types::{
+    Applied, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, entry_bytes, log_id_in, log_id_out,
+    stored_membership_in, stored_membership_out,
+};
+use crate::watch::Shared;
+
+/// Entries and bytes that share one transaction: large enough to make the commit's share small, small enough that
+/// answers do not wait long for their neighbours.
+const BATCH_ENTRIES: usize = 512;
+const BATCH_BYTES: usize = 4 << 20;
+
+/// The catalog cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error("cannot read the data directory {dir:?}")]
+    Dir {
+        dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot open the catalog {path:?}")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error("the catalog's record of what is applied is damaged")]
+    Damaged,
+}
+
+/// What is applied, as decoded from the catalog.
+#[derive(Debug, Clone, Default)]
+pub struct Position {
+    pub revision: u64,
+    pub compacted: u64,
+    pub applied: Option<LogId>,
+    pub membership: StoredMembership,
+}
+
+impl Position {
+    /// Decodes the state row.
+    pub fn decode(row: StateRow) -> Result<Self, MachineError> {
+        let applied = row
+            .applied
+            .map(|bytes| v1::RaftLogId::decode(Bytes::from(bytes)).map(log_id_in))
+            .transpose()
+            .map_err(|_| MachineError::Damaged)?;
+        let membership = match row.membership {
+            None => StoredMembership::default(),
+            Some(bytes) => v1::RaftStoredMembership::decode(Bytes::from(bytes))
+                .ok()
+                .and_then(|stored| stored_membership_in(stored).ok())
+                .ok_or(MachineError::Damaged)?,
+        };
+        Ok(Self { revision: row.revision, compacted: row.compacted, applied, membership })
+    }
+
+    fn encode(&self) -> StateRow {
+        StateRow {
+            revision: self.revision,
+            compacted: self.compacted,
+            applied: self.applied.as_ref().map(|id| log_id_out(id).encode_to_vec()),
+            membership: Some(stored_membership_out(&self.membership).encode_to_vec()),
+        }
+    }
+
+    /// How many log entries are applied.
+    pub fn entries(&self) -> u64 {
+        self.applied.map_or(0, |id| id.index + 1)
+    }
+}
+
+/// The writing side of the catalog.
+pub struct Catalog {
+    pub db: Connection,
+    pub path: PathBuf,
+    pub generation: u64,
+    pub at: Position,
+    /// The node was shut down: nothing is applied any more.
+    pub closed: bool,
+}
+
+/// The name of a generation's file. Each has its own, so that its write-ahead log can never be taken for another's.
+fn file_name(generation: u64) -> String {
+    format!("catalog-{generation}.db")
+}
+
+fn generation_of(name: &str) -> Option<u64> {
+    name.strip_prefix("catalog-")?.strip_suffix(".db")?.parse().ok()
+}
+
+impl Catalog {
+    /// Opens the newest catalog of `dir`, or creates one, and removes older ones.
+    pub fn open(dir: &Path) -> Result<Self, MachineError> {
+        let generation = generations(dir)?.into_iter().max().unwrap_or(1);
+        Self::remove_others(dir, generation)?;
+        Self::at_path(dir, generation)
+    }
+
+    fn at_path(dir: &Path, generation: u64) -> Result<Self, MachineError> {
+        let path = dir.join(file_name(generation));
+        let open_error = |source| MachineError::Open { path: path.clone(), source };
+        let db = schema::open(&path).map_err(open_error)?;
+        let at = Position::decode(read_state(&db).map_err(open_error)?)?;
+        Ok(Self { db, path, generation, at, closed: false })
+    }
+
+    fn remove_others(dir: &Path, keep: u64) -> Result<(), MachineError> {
+        let dir_error = |source| MachineError::Dir { dir: dir.to_owned(), source };
+        let kept = file_name(keep);
+        for entry in std::fs::read_dir(dir).map_err(dir_error)? {
+            let entry = entry.map_err(dir_error)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("catalog-") && !name.starts_with(&kept) {
+                std::fs::remove_file(entry.path()).map_err(dir_error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies `entries`, all or none, and returns what each came to and the events.
+    pub fn apply(&mut self, entries: &[Entry]) -> rusqlite::Result<(Vec<Applied>, Vec<Arc<Event>>)> {
+        let mut at = self.at.clone();
+        let mut results = Vec::with_capacity(entries.len());
+        let mut events = Vec::new();
+        let txn = self.db.transaction()?;
+        for entry in entries {
+            results.push(match &entry.payload {
+                EntryPayload::Blank => Applied::Nothing,
+                EntryPayload::Membership(membership) => {
+                    at.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                    Applied::Nothing
+                }
+                EntryPayload::Normal(command) => apply_command(&txn, &mut at, command.0.clone(), &mut events)?,
+            });
+            at.applied = Some(entry.log_id);
+        }
+        write_state(&txn, &at.encode())?;
+        txn.commit()?;
+        self.at = at;
+        Ok((results, events))
+    }
+}
+
+fn generations(dir: &Path) -> Result<Vec<u64>, MachineError> {
+    let dir_error = |source| MachineError::Dir { dir: dir.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(dir_error)? {
+        let entry = entry.map_err(dir_error)?;
+        found.extend(generation_of(&entry.file_name().to_string_lossy()));
+    }
+    Ok(found)
+}
+
+fn apply_command(
+    db: &Connection,
+    at: &mut Position,
+    command: Bytes,
+    events: &mut Vec<Arc<Event>>,
+) -> rusqlite::Result<Applied> {
+    use v1::command::Kind;
+    let kind = match v1::Command::decode(command) {
+        Ok(v1::Command { kind: Some(kind) }) => kind,
+        // A newer version's command: every replica of this version refuses it alike.
+        Ok(v1::Command { kind: None }) => return Ok(Applied::Malformed { reason: "unknown kind of command".into() }),
+        Err(error) => return Ok(Applied::Malformed { reason: format!("undecodable command: {error}") }),
+    };
+    match kind {
+        Kind::Txn(txn) => apply_txn(db, at, txn.into(), events),
+        Kind::Compact(upto) if upto > at.revision => Ok(Applied::Future { newest: Revision(at.revision) }),
+        Kind::Compact(upto) => {
+            if upto > at.compacted {
+                db.prepare_cached("DELETE FROM fv_history WHERE revision <= ?1")?.execute([signed(upto)])?;
+                at.compacted = upto;
+            }
+            Ok(Applied::Compacted { oldest: Revision(at.compacted) })
+        }
+    }
+}
+
+fn apply_txn(db: &Connection, at: &mut Position, txn: Txn, events: &mut Vec<Arc<Event>>) -> rusqlite::Result<Applied> {
+    if let Some(key) = txn.written_twice() {
+        return Ok(Applied::Malformed { reason: format!("key {key:?} is written twice") });
+    }
+    for compare in &txn.compares {
+        let current = query::get(db, compare.key())?;
+        if !compare.holds(current.as_ref().map(|kv| kv.mod_revision)) {
+            return Ok(Applied::Txn(TxnOutcome::Conflict { key: compare.key().to_owned(), current }));
+        }
+    }
+    let revision = Revision(at.revision + 1);
+    let mut changes = Vec::with_capacity(txn.ops.len());
+    for op in txn.ops {
+        if let Some(event) = apply_op(db, revision, op)? {
+            changes.push(Arc::new(event));
+        }
+    }
+    if !changes.is_empty() {
+        at.revision = revision.0;
+        // The order in which the history returns them.
+        changes.sort_by(|a, b| a.key.cmp(&b.key));
+        events.append(&mut changes);
+    }
+    Ok(Applied::Txn(TxnOutcome::Committed { revision: Revision(at.revision) }))
+}
+
+fn apply_op(db: &Connection, revision: Revision, op: Op) -> rusqlite::Result<Option<Event>> {
+    let previous = query::get(db, op.key())?;
+    let (key, value) = match op {
+        Op::Put { key, value } => (key, Some(value)),
+        Op::Delete { .. } if previous.is_none() => return Ok(None),
+        Op::Delete { key } => (key, None),
+    };
+    db.prepare_cached(
+        "INSERT INTO fv_history (revision, key, deleted, previous, previous_create, previous_mod)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?
+    .execute(params![
+        signed(revision.0),
+        key.as_bytes(),
+        value.is_none(),
+        previous.as_ref().map(|kv| &kv.value),
+        previous.as_ref().map(|kv| signed(kv.create_revision.0)),
+        previous.as_ref().map(|kv| signed(kv.mod_revision.0)),
+    ])?;
+    replace_rows(db, &key, previous.as_ref().map(|kv| kv.value.as_slice()), value.as_deref())?;
+    let value = match value {
+        None => {
+            db.prepare_cached("DELETE FROM fv_objects WHERE key = ?1")?.execute([key.as_bytes()])?;
+            None
+        }
+        Some(value) => {
+            let create_revision = previous.as_ref().map_or(revision, |kv| kv.create_revision);
+            let sql = if previous.is_some() {
+                "UPDATE fv_objects SET value = ?2, create_revision = ?3, mod_revision = ?4 WHERE key = ?1"
+            } else {
+                "INSERT INTO fv_objects (key, value, create_revision, mod_revision) VALUES (?1, ?2, ?3, ?4)"
+            };
+            db.prepare_cached(sql)?.execute(params![
+                key.as_bytes(),
+                value,
+                signed(create_revision.0),
+                signed(revision.0)
+            ])?;
+            Some(KeyValue { key: key.clone(), value, create_revision, mod_revision: revision })
+        }
+    };
+    Ok(Some(Event { revision, key, value, previous }))
+}
+
+/// Waits for what is being applied and lets nothing follow. Blocks.
+pub fn close(catalog: &Mutex<Catalog>) {
+    lock(catalog).closed = true;
+}
+
+/// Raft's state machine over the catalog.
+pub struct StateMachine {
+    catalog: Arc<Mutex<Catalog>>,
+    shared: Arc<Shared>,
+    snapshots: Arc<Snapshots>,
+}
+
+fn lock(catalog: &Mutex<Catalog>) -> MutexGuard<'_, Catalog> {
+    // A panic inside leaves at worst an open transaction, which SQLite rolls back.
+    catalog.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+impl StateMachine {
+    /// Opens the catalog in `dir`.
+    pub fn open(dir: &Path, snapshots: Arc<Snapshots>) -> Result<(Self, Arc<Shared>), MachineError> {
+        let catalog = Catalog::open(dir)?;
+        let at = &catalog.at;
+        let shared = Arc::new(Shared::new(&catalog.path, catalog.generation, Revision(at.revision), at.entries()));
+        let machine = Self { catalog: Arc::new(Mutex::new(catalog)), shared: Arc::clone(&shared), snapshots };
+        Ok((machine, shared))
+    }
+
+    /// What [`close`] needs later.
+    pub fn catalog(&self) -> Arc<Mutex<Catalog>> {
+        Arc::clone(&self.catalog)
+    }
+
+    /// Puts the catalog of `snapshot` in the place of this one.
+    fn install(
+        catalog: &mut Catalog,
+        shared: &Shared,
+        snapshots: &Snapshots,
+        meta: &SnapshotMeta,
+        snapshot: &SnapshotFile,
+    ) -> io::Result<()> {
+        if catalog.closed {
+            return Err(io::Error::other("the node was shut down"));
+        }
+        let dir = snapshots.dir().to_owned();
+        let generation = catalog.generation + 1;
+        // Kept first: a crash after it finds the snapshot at the next start and installs it then.
+        snapshots.keep(meta, snapshot)?;
+        let mut file = tempfile::Builder::new().prefix("incoming-").tempfile_in(&dir)?;
+        copy_checked(snapshot, file.as_file_mut())?;
+        file.as_file().sync_all()?;
+        file.persist(dir.join(file_name(generation))).map_err(|error| error.error)?;
+        crate::marker::sync_dir(&dir)?;
+        let new = Catalog::at_path(&dir, generation).map_err(io::Error::other)?;
+        if new.at.applied != meta.last_log_id {
+            return Err(io::Error::other(format!(
+                "the snapshot holds the state at {:?} but is announced as {:?}",
+                new.at.applied, meta.last_log_id
+            )));
+        }
+        *catalog = new;
+        shared.replace(&catalog.path, generation, Revision(catalog.at.revision), catalog.at.entries());
+        Catalog::remove_others(&dir, generation).map_err(io::Error::other)
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let catalog = lock(&self.catalog);
+        Ok((catalog.at.applied, catalog.at.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut stream: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        loop {
+            let mut entries = Vec::new();
+            let mut responders = Vec::new();
+            let mut bytes = 0;
+            while entries.len() < BATCH_ENTRIES && bytes < BATCH_BYTES {
+                let Some(item) = stream.next().await else { break };
+                let (entry, responder) = item?;
+                bytes += entry_bytes(&entry);
+                entries.push(entry);
+                responders.push(responder);
+            }
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let (catalog, shared) = (Arc::clone(&self.catalog), Arc::clone(&self.shared));
+            let results = blocking(move || {
+                let mut catalog = lock(&catalog);
+                if catalog.closed {
+                    return Err(io::Error::other("the node was shut down"));
+                }
+                let (results, events) = catalog.apply(&entries).map_err(io::Error::other)?;
+                shared.publish(events, Revision(catalog.at.revision), catalog.at.entries());
+                Ok(results)
+            })
+            .await?;
+            for (responder, result) in responders.into_iter().zip(results) {
+                if let Some(responder) = responder {
+                    responder.send(result);
+                }
+            }
+        }
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
+        let (path, at, bytes) = {
+            let catalog = lock(&self.catalog);
+            let pages: i64 = catalog.db.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap_or(0);
+            let page: i64 = catalog.db.query_row("PRAGMA page_size", [], |row| row.get(0)).unwrap_or(0);
+            (catalog.path.clone(), catalog.at.entries(), schema::unsigned(pages.saturating_mul(page)))
+        };
+        if !force && !self.snapshots.due(at, bytes) {
+            return None;
+        }
+        Some(SnapshotBuilder::new(&path, Arc::clone(&self.snapshots)))
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        let path = lock(&self.catalog).path.clone();
+        SnapshotBuilder::new(&path, Arc::clone(&self.snapshots))
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
+        let (catalog, shared, snapshots) =
+            (Arc::clone(&self.catalog), Arc::clone(&self.shared), Arc::clone(&self.snapshots));
+        let meta = meta.clone();
+        blocking(move || Self::install(&mut lock(&catalog), &shared, &snapshots, &meta, &snapshot)).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let snapshots = Arc::clone(&self.snapshots);
+        blocking(move || snapshots.current()).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,11 @@
+//! What the tests of the whole system share: the programs of the test bed, real servers started for one test, and
+//! waiting for a condition. The tests themselves are in `tests/tests`, one file per subject.
+//!
+//! Everything here fails by panicking, because its only callers are tests: a bed that cannot be had is a failed test,
+//! and the panic message is what its reader gets. Absent on purpose: doubles of servers. A test that needs S3 starts
+//! MinIO.
+#![allow(clippy::panic, reason = "a helper of tests reports by panicking")]
+
+pub mod bed;
+pub mod minio;
+pub mod wait;
