@@ -31,11 +31,23 @@ pub enum BlockError {
     #[error("a block's name must be 32 bytes, not {found}")]
     Name { found: usize },
     #[error("opening the block directory {path}")]
-    Open { path: PathBuf, #[source] source: io::Error },
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("writing block {hash}")]
-    Write { hash: BlockHash, #[source] source: io::Error },
+    Write {
+        hash: BlockHash,
+        #[source]
+        source: io::Error,
+    },
     #[error("reading block {hash}")]
-    Read { hash: BlockHash, #[source] source: io::Error },
+    Read {
+        hash: BlockHash,
+        #[source]
+        source: io::Error,
+    },
     #[error("the work on block {hash} was stopped")]
     Stopped { hash: BlockHash },
 }

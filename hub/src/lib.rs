@@ -15,6 +15,7 @@ pub mod clock;
 pub mod enrol;
 pub mod liveness;
 pub mod objects;
+pub mod peers;
 pub mod planner;
 pub mod run;
 pub mod server;

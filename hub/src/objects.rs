@@ -79,8 +79,7 @@ impl Objects {
     pub async fn list<R: Resource>(&self, consistency: Consistency) -> Result<Vec<Stored<R>>, ObjectError> {
         let prefix = R::INFO.prefix();
         let request = ListRequest { prefix: prefix.clone(), consistency, ..ListRequest::default() };
-        let listing =
-            self.store.list(request).await.map_err(|source| ObjectError::Store { key: prefix, source })?;
+        let listing = self.store.list(request).await.map_err(|source| ObjectError::Store { key: prefix, source })?;
         listing.items.iter().map(|kv| self.decode(kv)).collect()
     }
 
@@ -115,7 +114,8 @@ impl Objects {
     pub fn decode<R: Resource>(&self, kv: &KeyValue) -> Result<Stored<R>, ObjectError> {
         let key = || kv.key.clone();
         let mut object = if R::INFO.secret {
-            let plain = self.vault.open(&kv.key, &kv.value).map_err(|source| ObjectError::Vault { key: key(), source })?;
+            let plain =
+                self.vault.open(&kv.key, &kv.value).map_err(|source| ObjectError::Vault { key: key(), source })?;
             R::from_bytes(&plain)
         } else {
             R::from_bytes(&kv.value)

@@ -62,13 +62,21 @@ pub enum DialError {
     #[error("\"{address}\" is no address: write HOST:PORT")]
     Address { address: String },
     #[error("connecting to {address}")]
-    Connect { address: String, #[source] source: std::io::Error },
+    Connect {
+        address: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("connecting to {address} took longer than {CONNECT_TIMEOUT:?}")]
     Timeout { address: String },
     #[error("{address} is not hub {expected}: its certificate is that of {found}")]
     Other { address: String, expected: u64, found: String },
     #[error("{address} cannot be called")]
-    Endpoint { address: String, #[source] source: tonic::transport::Error },
+    Endpoint {
+        address: String,
+        #[source]
+        source: tonic::transport::Error,
+    },
 }
 
 /// Splits `host:port`; an IPv6 host may stand in brackets.
@@ -152,7 +160,11 @@ impl fmt::Debug for Dialler {
 #[async_trait]
 impl PeerConnector for Dialler {
     async fn connect(&self, id: u64, address: &str) -> Result<Channel, ConnectError> {
-        self.channel(id, address).map_err(|source| ConnectError { id, address: address.to_owned(), source: source.into() })
+        self.channel(id, address).map_err(|source| ConnectError {
+            id,
+            address: address.to_owned(),
+            source: source.into(),
+        })
     }
 }
 
@@ -221,7 +233,12 @@ impl Peers {
     ///
     /// # Errors
     /// If the hub that has it could not get an answer.
-    pub async fn ask_agent(&self, cluster: &str, ask: &v1::Ask, patience: Duration) -> Result<Option<v1::AskReply>, Status> {
+    pub async fn ask_agent(
+        &self,
+        cluster: &str,
+        ask: &v1::Ask,
+        patience: Duration,
+    ) -> Result<Option<v1::AskReply>, Status> {
         for hub in self.others() {
             let Ok(mut client) = self.client(&hub) else { continue };
             let request = v1::AskAgentRequest { cluster: cluster.to_owned(), ask: Some(ask.clone()) };

@@ -35,7 +35,7 @@ pub struct Guard {
     pub credentials: Arc<Reloadable>,
     pub trust_domain: TrustDomain,
     pub denied: Arc<DenyList>,
-    /// Changes whenever `denied` does.
+    /// Changes whenever `denied` does; 0 until it was read for the first time.
     pub denied_changed: watch::Receiver<u64>,
 }
 

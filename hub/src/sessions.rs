@@ -17,8 +17,6 @@ pub mod hubs;
 mod registry;
 mod reports;
 mod secrets;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +39,7 @@ pub use secrets::SecretChanges;
 use crate::blocks::{BlockError, Blocks, block_hash};
 use crate::enrol::Issuer;
 use crate::liveness::Liveness;
-use crate::objects::Objects;
+use crate::objects::{ObjectError, Objects};
 use crate::peers::Peers;
 use crate::server::Peer;
 
@@ -115,8 +113,8 @@ fn store_status(error: &StoreError) -> Status {
     }
 }
 
-fn object_status(error: &dyn std::error::Error) -> Status {
-    tracing::warn!(error, "a session's read or write failed");
+fn object_status(error: &ObjectError) -> Status {
+    tracing::warn!(error = error as &dyn std::error::Error, "a session's read or write failed");
     Status::unavailable("the store did not answer: try again")
 }
 

@@ -120,7 +120,14 @@ pub fn decode(kind: &Kind, name: &str, mut value: Value, validation: FieldValida
         }
     }
     drop_nulls(&mut value);
+    let given = value.clone();
     let decoded = (kind.decode)(value).map_err(|error| refused(kind, name, error))?;
+    if let Some(path) = list_for_object(&given, &decoded.object, "") {
+        return Err(bad(format!(
+            "the body cannot be handled as a {}: {path}: a list, where an object is expected",
+            info.kind
+        )));
+    }
     let mut unknown: Vec<String> = decoded.unknown.iter().map(|path| normal_path(path)).collect();
     unknown.sort_unstable();
     unknown.dedup();
@@ -160,6 +167,23 @@ fn refused(kind: &Kind, name: &str, error: DecodeError) -> ApiError {
     let problem = if kind.info.secret { "the value has the wrong type" } else { problem.as_str() };
     let kind = kind.info.kind;
     ApiError::BadRequest(format!("the body cannot be handled as a {kind}: {path}: {problem}"))
+}
+
+/// Serde reads a list as an object whose fields it gives in order, which no client means. Finds where that happened.
+fn list_for_object(given: &Value, read: &Value, path: &str) -> Option<String> {
+    match (given, read) {
+        (Value::Array(_), Value::Object(_)) => Some(path.to_owned()),
+        (Value::Array(given), Value::Array(read)) => given
+            .iter()
+            .zip(read)
+            .enumerate()
+            .find_map(|(i, (given, read))| list_for_object(given, read, &format!("{path}[{i}]"))),
+        (Value::Object(given), Value::Object(read)) => given.iter().find_map(|(key, given)| {
+            let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            list_for_object(given, read.get(key)?, &at)
+        }),
+        _ => None,
+    }
 }
 
 /// Takes fields that are null away: in a request they mean "not given".
@@ -231,7 +255,8 @@ mod tests {
 
     #[test]
     fn every_unknown_field_is_named() {
-        let body = json!({ "spec": { "mounts": [{ "mountPoint": "file:///a", "hello": 1 }], "bogus": {} }, "other": 2 });
+        let body =
+            json!({ "spec": { "mounts": [{ "mountPoint": "file:///a", "hello": 1 }], "bogus": {} }, "other": 2 });
         let error = decode(kind("datasets"), "d", body.clone(), FieldValidation::Strict).unwrap_err();
         let text = error.to_string();
         for field in ["\"other\"", "\"spec.bogus\"", "\"spec.mounts[0].hello\""] {
@@ -240,7 +265,10 @@ mod tests {
         let warned = decode(kind("datasets"), "d", body.clone(), FieldValidation::Warn).unwrap();
         assert_eq!(warned.warnings.len(), 3);
         assert_eq!(warned.object["spec"]["mounts"], json!([{ "mountPoint": "file:///a" }]));
-        assert_eq!(decode(kind("datasets"), "d", body, FieldValidation::Ignore).unwrap().warnings, Vec::<String>::new());
+        assert_eq!(
+            decode(kind("datasets"), "d", body, FieldValidation::Ignore).unwrap().warnings,
+            Vec::<String>::new()
+        );
     }
 
     #[test]
@@ -249,7 +277,11 @@ mod tests {
         let secret = decode(kind("secrets"), "s", body, FieldValidation::Strict).unwrap().object;
         assert_eq!(secret["data"], json!({ "a": "aHVudGVyMg==", "b": "aGk=" }));
         assert!(secret.get("stringData").is_none());
-        for bad in [json!({ "data": { "a": "hunter2!" } }), json!({ "data": "hunter2!" }), json!({ "stringData": ["hunter2!"] })] {
+        for bad in [
+            json!({ "data": { "a": "hunter2!" } }),
+            json!({ "data": "hunter2!" }),
+            json!({ "stringData": ["hunter2!"] }),
+        ] {
             let error = decode(kind("secrets"), "s", bad, FieldValidation::Strict).unwrap_err();
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
@@ -265,7 +297,8 @@ mod tests {
 
     #[test]
     fn a_missing_field_is_named_with_its_path() {
-        let error = decode(kind("storages"), "s", json!({ "spec": { "cluster": "a" } }), FieldValidation::Strict).unwrap_err();
+        let error =
+            decode(kind("storages"), "s", json!({ "spec": { "cluster": "a" } }), FieldValidation::Strict).unwrap_err();
         assert_eq!(error.code().as_u16(), 422);
         assert!(error.to_string().contains("spec.uri: required value"), "{error}");
     }

@@ -45,7 +45,9 @@ impl Continuation {
     /// 400 if this hub's cluster did not make it for this collection.
     pub fn open(text: &str, vault: &Vault, prefix: &str) -> Result<Self, ApiError> {
         let refused = || {
-            ApiError::BadRequest("continue token is not valid: it was altered, or belongs to another list or hub".into())
+            ApiError::BadRequest(
+                "continue token is not valid: it was altered, or belongs to another list or hub".into(),
+            )
         };
         if text.len() > MAX_TOKEN {
             return Err(refused());

@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn parameters_are_decoded_and_checked() {
-        let options = Options::parse(Some("watch&limit=5&labelSelector=a%3Db,c&dryRun=All&fieldValidation=Warn")).unwrap();
+        let options =
+            Options::parse(Some("watch&limit=5&labelSelector=a%3Db,c&dryRun=All&fieldValidation=Warn")).unwrap();
         assert!(options.flag("watch").unwrap());
         assert_eq!(options.limit().unwrap(), Some(5));
         assert_eq!(options.text("labelSelector"), Some("a=b,c"));

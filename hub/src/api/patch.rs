@@ -219,7 +219,10 @@ mod tests {
         let whole = json!([{ "op": "replace", "path": "", "value": 1 }]);
         assert!(matches!(apply(PatchKind::Json, &object, &whole), Err(PatchError::DoesNotFit(_))));
         for malformed in [json!({}), json!([{ "op": "burn", "path": "/a" }]), json!([{ "op": "add" }])] {
-            assert!(matches!(apply(PatchKind::Json, &object, &malformed), Err(PatchError::Malformed(_))), "{malformed}");
+            assert!(
+                matches!(apply(PatchKind::Json, &object, &malformed), Err(PatchError::Malformed(_))),
+                "{malformed}"
+            );
         }
     }
 
@@ -251,9 +254,11 @@ mod tests {
             "data": { "$patch": "replace", "q": "2" },
         });
         let result = apply(PatchKind::Strategic, &object, &patch).unwrap();
-        let expected = json!({ "metadata": { "finalizers": ["a/x", "b/y"], "labels": { "k": "v" } }, "data": { "q": "2" } });
+        let expected =
+            json!({ "metadata": { "finalizers": ["a/x", "b/y"], "labels": { "k": "v" } }, "data": { "q": "2" } });
         assert_eq!(result, expected);
-        let removal = json!({ "metadata": { "$deleteFromPrimitiveList/finalizers": ["a/x"], "labels": { "k": null } } });
+        let removal =
+            json!({ "metadata": { "$deleteFromPrimitiveList/finalizers": ["a/x"], "labels": { "k": null } } });
         let result = apply(PatchKind::Strategic, &object, &removal).unwrap();
         assert_eq!(result, json!({ "metadata": { "finalizers": [], "labels": {} }, "data": { "p": "1" } }));
     }

@@ -82,7 +82,8 @@ fn decode(part: &str) -> Result<String, ApiError> {
 /// 404 if the kind or subresource does not exist, 400 if a name breaks its kind's rule.
 pub fn target(group: &str, version: &str, rest: &[String], path: &str) -> Result<Target, ApiError> {
     let nowhere = || ApiError::NoSuchPath { path: printable(path) };
-    let find = |plural: &str| kinds::find(group, plural).filter(|kind| kind.info.version == version).ok_or_else(nowhere);
+    let find =
+        |plural: &str| kinds::find(group, plural).filter(|kind| kind.info.version == version).ok_or_else(nowhere);
     let parts: Vec<&str> = rest.iter().map(String::as_str).collect();
     let (namespace, parts) = match parts.as_slice() {
         // `namespaces/NAME` and `namespaces/NAME/status` are the Namespace itself; longer paths lie inside it.
@@ -127,7 +128,10 @@ fn kinds_namespace_problem(name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn read(group: &str, version: &str, path: &str) -> Result<(&'static str, Option<String>, Option<String>, Part), u16> {
+    /// Plural, namespace, name and part of a path.
+    type Parsed = (&'static str, Option<String>, Option<String>, Part);
+
+    fn read(group: &str, version: &str, path: &str) -> Result<Parsed, u16> {
         let rest = segments(path).map_err(|e| e.code().as_u16())?;
         let target = target(group, version, &rest, path).map_err(|e| e.code().as_u16())?;
         Ok((target.kind.info.plural, target.namespace, target.name, target.part))

@@ -72,7 +72,13 @@ async fn consistency(state: &ApiState, version: Option<Revision>) -> Result<Cons
 ///
 /// # Errors
 /// 404, or whatever the store says.
-pub async fn get(state: &ApiState, target: &Target, name: &str, options: &Options, headers: &HeaderMap) -> Result<Response, ApiError> {
+pub async fn get(
+    state: &ApiState,
+    target: &Target,
+    name: &str,
+    options: &Options,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
     let key = target.kind.info.key(target.namespace_text(), name);
     let consistency = consistency(state, options.resource_version()?).await?;
     let held = stored::get(&state.objects, target.kind, &key, consistency).await?;
@@ -93,7 +99,12 @@ pub struct Listed {
 ///
 /// # Errors
 /// 400 for options that make no sense, 410 for a state that is forgotten, or whatever the store says.
-pub async fn list(state: &ApiState, target: &Target, options: &Options, headers: &HeaderMap) -> Result<Response, ApiError> {
+pub async fn list(
+    state: &ApiState,
+    target: &Target,
+    options: &Options,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
     let shape = shape(headers)?;
     let listed = collect(state, target, options).await?;
     let mut metadata = json!({ "resourceVersion": listed.revision.to_string() });
@@ -143,7 +154,9 @@ async fn start(state: &ApiState, prefix: &str, options: &Options, limited: bool)
         (Some(Revision(0)), Some(VersionMatch::Exact)) => {
             return bad("resourceVersionMatch Exact is forbidden for resourceVersion 0");
         }
-        (Some(exact), how) if exact != Revision(0) && (how == Some(VersionMatch::Exact) || (how.is_none() && limited)) => {
+        (Some(exact), how)
+            if exact != Revision(0) && (how == Some(VersionMatch::Exact) || (how.is_none() && limited)) =>
+        {
             at_least(state, exact).await?;
             request.revision = Some(exact);
             request.consistency = Consistency::Stale;

@@ -14,8 +14,15 @@ use super::status::ApiError;
 const FIELDS: &[&str] = &["metadata.name", "metadata.namespace"];
 /// Those of Events besides.
 const EVENT_FIELDS: &[&str] = &[
-    "involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid",
-    "involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason", "type",
+    "involvedObject.kind",
+    "involvedObject.namespace",
+    "involvedObject.name",
+    "involvedObject.uid",
+    "involvedObject.apiVersion",
+    "involvedObject.resourceVersion",
+    "involvedObject.fieldPath",
+    "reason",
+    "type",
 ];
 
 /// One condition on a field.
@@ -71,7 +78,8 @@ impl Selection {
     /// The start of the keys that can match: a selection by name need not read the collection.
     #[must_use]
     pub fn prefix(&self, target: &Target) -> String {
-        let equal = |pointer: &str| self.fields.iter().find(|t| t.equal && t.pointer == pointer).map(|t| t.value.as_str());
+        let equal =
+            |pointer: &str| self.fields.iter().find(|t| t.equal && t.pointer == pointer).map(|t| t.value.as_str());
         let namespaced = target.kind.info.scope == fluvial_model::resource::Scope::Namespaced;
         let namespace = target.namespace.as_deref().or_else(|| equal("/metadata/namespace").filter(|_| namespaced));
         match (namespace, equal("/metadata/name")) {
@@ -103,7 +111,7 @@ fn parse_fields(text: &str, info: &KindInfo) -> Result<Vec<FieldTerm>, ApiError>
                 return Err(ApiError::BadRequest(message));
             };
             let field = field.trim();
-            if !FIELDS.contains(&field) && !(is_event && EVENT_FIELDS.contains(&field)) {
+            if !(FIELDS.contains(&field) || is_event && EVENT_FIELDS.contains(&field)) {
                 let known: Vec<&str> = FIELDS.iter().chain(EVENT_FIELDS.iter().filter(|_| is_event)).copied().collect();
                 return Err(ApiError::BadRequest(format!(
                     "field label not supported: \"{}\"; {} can be selected by {}",

@@ -55,21 +55,25 @@ pub fn stamp(kind: &Kind, object: &mut Value, revision: Revision) {
 /// # Errors
 /// If a Secret cannot be sealed.
 pub fn encode(objects: &Objects, kind: &Kind, key: &str, object: &Value) -> Result<Vec<u8>, ApiError> {
-    let plain = plain(object);
+    let plain = unversioned(object).to_string().into_bytes();
     if kind.info.secret {
         return objects.vault.seal(key, &plain).map_err(|error| ApiError::Internal { message: error.to_string() });
     }
     Ok(plain)
 }
 
-/// An object's bytes before they are sealed: what tells whether it changed.
-#[must_use]
-pub fn plain(object: &Value) -> Vec<u8> {
+fn unversioned(object: &Value) -> Value {
     let mut object = object.clone();
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }
-    object.to_string().into_bytes()
+    object
+}
+
+/// Whether two objects say the same, whatever the order of their fields and their revisions.
+#[must_use]
+pub fn same(one: &Value, other: &Value) -> bool {
+    unversioned(one) == unversioned(other)
 }
 
 /// The object at a key, if there is one.

@@ -70,7 +70,8 @@ fn cell(column: &PrinterColumn, object: &Value, now: Timestamp) -> Value {
         ("date", _) => json!("<unknown>"),
         (_, Value::Null) => json!(""),
         ("string", Value::Array(items)) => {
-            let texts: Vec<String> = items.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), Into::into)).collect();
+            let texts: Vec<String> =
+                items.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), Into::into)).collect();
             json!(texts.join(","))
         }
         ("string", Value::Object(_)) => json!(value.to_string()),
@@ -125,9 +126,21 @@ mod tests {
     fn ages_read_as_in_kubectl() {
         let now = Timestamp::from_second(1_000_000_000).unwrap();
         for (seconds, expected) in [
-            (-5, "<invalid>"), (0, "0s"), (45, "45s"), (119, "119s"), (120, "2m"), (330, "5m30s"), (660, "11m"),
-            (10_800, "3h"), (12_600, "3h30m"), (86_400, "24h"), (172_800, "2d"), (187_200, "2d4h"),
-            (34_560_000, "400d"), (98_064_000, "3y40d"), (315_360_000, "10y"),
+            (-5, "<invalid>"),
+            (0, "0s"),
+            (45, "45s"),
+            (119, "119s"),
+            (120, "2m"),
+            (330, "5m30s"),
+            (660, "11m"),
+            (10_800, "3h"),
+            (12_600, "3h30m"),
+            (86_400, "24h"),
+            (172_800, "2d"),
+            (187_200, "2d4h"),
+            (34_560_000, "400d"),
+            (98_064_000, "3y40d"),
+            (315_360_000, "10y"),
         ] {
             let then = Timestamp::from_second(1_000_000_000 - seconds).unwrap();
             assert_eq!(age(then, now), expected, "{seconds}");

@@ -56,7 +56,12 @@ struct Stage {
 ///
 /// # Errors
 /// Bad options, and what the store says before the first event; later errors are events.
-pub async fn watch(state: &ApiState, target: &Target, options: &Options, headers: &HeaderMap) -> Result<Response, ApiError> {
+pub async fn watch(
+    state: &ApiState,
+    target: &Target,
+    options: &Options,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
     let shape = shape(headers)?;
     let selection = Selection::read(options, &target.kind.info)?;
     let initial_events = options.flag("sendInitialEvents")?;
@@ -173,7 +178,8 @@ impl Stage {
         for event in events {
             self.seen = self.seen.max(event.revision);
             let decode = |kv: &Option<fluvial_model::store::KeyValue>| {
-                let object = kv.as_ref().map(|kv| stored::decode(&self.state.objects, self.target.kind, kv, event.revision));
+                let object =
+                    kv.as_ref().map(|kv| stored::decode(&self.state.objects, self.target.kind, kv, event.revision));
                 object.transpose().map(|object| object.map(|object| (self.selection.matches(&object), object)))
             };
             // What left the selection was deleted as far as this watcher can tell, and what entered it was added.

@@ -111,7 +111,13 @@ fn warn(response: &mut Response, warnings: &[String]) {
 }
 
 /// The body of a call, as an object of the kind.
-fn incoming(target: &Target, options: &Options, headers: &HeaderMap, bytes: &[u8], name: &str) -> Result<Incoming, ApiError> {
+fn incoming(
+    target: &Target,
+    options: &Options,
+    headers: &HeaderMap,
+    bytes: &[u8],
+    name: &str,
+) -> Result<Incoming, ApiError> {
     let notation = Notation::of(&content_type(headers))?;
     let value = body::parse(bytes, notation, target.kind.info.secret)?;
     body::decode(target.kind, name, value, options.field_validation()?)
@@ -155,7 +161,8 @@ pub async fn create(
             }
             None
         } else {
-            txn.ops.push(Op::Put { key: key.clone(), value: stored::encode(&state.objects, target.kind, &key, &object)? });
+            txn.ops
+                .push(Op::Put { key: key.clone(), value: stored::encode(&state.objects, target.kind, &key, &object)? });
             txn.ops.extend(ops);
             match state.objects.store.txn(txn).await? {
                 TxnOutcome::Committed { revision } => Some(revision),
@@ -190,9 +197,15 @@ fn new_metadata(state: &ApiState, target: &Target, object: &mut Value) -> Result
     let has_spec = object.get("spec").is_some();
     let info = &target.kind.info;
     let metadata = metadata(object)?;
-    for field in
-        ["uid", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "selfLink", "generation", "resourceVersion"]
-    {
+    for field in [
+        "uid",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "managedFields",
+        "selfLink",
+        "generation",
+        "resourceVersion",
+    ] {
         metadata.remove(field);
     }
     metadata.insert("uid".into(), json!(fresh_uid()));
@@ -261,7 +274,10 @@ pub async fn update(
 ) -> Result<Response, ApiError> {
     hub_writes(target)?;
     let Incoming { object, warnings } = incoming(target, options, headers, bytes, name)?;
-    change(state, target, name, options, headers, |_| Ok(Incoming { object: object.clone(), warnings: warnings.clone() })).await
+    change(state, target, name, options, headers, |_| {
+        Ok(Incoming { object: object.clone(), warnings: warnings.clone() })
+    })
+    .await
 }
 
 /// `PATCH` of one object, or of its status.
@@ -323,7 +339,7 @@ async fn change(
         preconditions(&subject, &held, &new)?;
         let mut object = merged(target, &subject, &held.object, new)?;
         validate(target, name, &object, Some(&held.object))?;
-        let unchanged = stored::plain(&object) == stored::plain(&held.object);
+        let unchanged = stored::same(&object, &held.object);
         let revision = if dry_run || unchanged {
             held.revision
         } else {
@@ -354,7 +370,9 @@ fn preconditions(subject: &Subject, held: &Held, new: &Value) -> Result<(), ApiE
             ApiError::invalid(subject.clone(), "metadata.resourceVersion", "must be one that this API handed out")
         })?;
         if Revision(version) != held.revision {
-            return conflict("the object has been modified; please apply your changes to the latest version and try again");
+            return conflict(
+                "the object has been modified; please apply your changes to the latest version and try again",
+            );
         }
     }
     let uid = stored::meta(new, "uid");
@@ -403,7 +421,8 @@ fn merged(target: &Target, subject: &Subject, old: &Value, mut new: Value) -> Re
     if stored::is_deleting(old) {
         let before = stored::finalizers(old);
         if let Some(added) = stored::finalizers(&new).into_iter().find(|finalizer| !before.contains(finalizer)) {
-            let message = format!("no new finalizers can be added to an object that is being deleted: {}", printable(added));
+            let message =
+                format!("no new finalizers can be added to an object that is being deleted: {}", printable(added));
             return Err(ApiError::invalid(subject.clone(), "metadata.finalizers", message));
         }
     }

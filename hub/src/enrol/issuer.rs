@@ -20,11 +20,23 @@ pub enum IssueError {
     #[error("the certificate signing request is not one")]
     Request(#[source] csr::Error),
     #[error("issuing a certificate for {identity}")]
-    Issue { identity: String, #[source] source: authority::Error },
+    Issue {
+        identity: String,
+        #[source]
+        source: authority::Error,
+    },
     #[error("reading whether {identity} was revoked")]
-    Revocation { identity: String, #[source] source: RevocationError },
+    Revocation {
+        identity: String,
+        #[source]
+        source: RevocationError,
+    },
     #[error("reading whether {identity} was revoked")]
-    Store { identity: String, #[source] source: StoreError },
+    Store {
+        identity: String,
+        #[source]
+        source: StoreError,
+    },
 }
 
 impl From<IssueError> for Status {
@@ -95,7 +107,8 @@ fn dated_after(now: Timestamp, revoked: Option<Timestamp>) -> Timestamp {
 #[must_use]
 pub fn server_names(address: &str) -> Vec<SubjectAltName> {
     let own = split_address(address).map(|(host, _)| host);
-    let mut names: Vec<_> = own.into_iter().chain(["localhost", "127.0.0.1", "::1"]).map(SubjectAltName::from_host).collect();
+    let mut names: Vec<_> =
+        own.into_iter().chain(["localhost", "127.0.0.1", "::1"]).map(SubjectAltName::from_host).collect();
     names.sort();
     names.dedup();
     names

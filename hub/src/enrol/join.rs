@@ -49,6 +49,9 @@ pub struct AdmittedHub {
     /// The token that it came with: a repeated request gets the same number.
     #[serde(default)]
     pub token: String,
+    /// It shall be a member no more.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// The key of an admitted hub.
@@ -99,7 +102,8 @@ impl Joins {
     }
 
     async fn admit(&self, request: &v1::JoinRequest) -> Result<(Csr, Admitted), Status> {
-        let token: JoinToken = request.token.parse().map_err(|e: fluvial_certs::token::Error| Status::invalid_argument(e.to_string()))?;
+        let token: JoinToken =
+            request.token.parse().map_err(|e: fluvial_certs::token::Error| Status::invalid_argument(e.to_string()))?;
         let csr = self.issuer.read(&request.csr)?;
         let purpose = purpose(request)?;
         for _ in 0..TRIES {
@@ -121,7 +125,14 @@ impl Joins {
         let Some(stored) = stored else { return Err(refused(Refusal::WrongSecret)) };
         match (judged, purpose) {
             (Verdict::Consume, Purpose::Cluster(name)) => {
-                self.consume(stored, csr, now, Admitted::Cluster { name: name.clone() }, self.cluster_writes(name, now).await?).await
+                self.consume(
+                    stored,
+                    csr,
+                    now,
+                    Admitted::Cluster { name: name.clone() },
+                    self.cluster_writes(name, now).await?,
+                )
+                .await
             }
             (Verdict::Consume, Purpose::Hub) => {
                 let (id, writes) = self.hub_writes(token.id(), address).await?;
@@ -182,7 +193,9 @@ impl Joins {
         if !cluster.metadata.finalizers.iter().any(|f| f == CLUSTER_FINALIZER) {
             cluster.metadata.finalizers.push(CLUSTER_FINALIZER.to_owned());
         }
-        cluster.status.get_or_insert_with(|| ClusterStatus { platform: "unknown".to_owned(), ..ClusterStatus::default() });
+        cluster
+            .status
+            .get_or_insert_with(|| ClusterStatus { platform: "unknown".to_owned(), ..ClusterStatus::default() });
         let value = self.objects.encode(&cluster).map_err(unavailable)?;
         Ok(Txn { compares: vec![compare], ops: vec![Op::Put { key, value }] })
     }
@@ -195,7 +208,7 @@ impl Joins {
             .ok()
             .and_then(|text| text.parse().ok())
             .ok_or_else(|| Status::internal(format!("{NEXT_HUB_KEY} holds no number")))?;
-        let hub = AdmittedHub { id, address: address.to_owned(), token: token.to_owned() };
+        let hub = AdmittedHub { id, address: address.to_owned(), token: token.to_owned(), leaving: false };
         let hub = serde_json::to_vec(&hub).map_err(unavailable)?;
         let mut writes = Txn::replace(NEXT_HUB_KEY, counter.mod_revision, (id + 1).to_string().into_bytes());
         writes.compares.push(Compare::Absent { key: hub_key(id) });
@@ -206,8 +219,9 @@ impl Joins {
     /// The hub that was let in with this token.
     async fn same_hub(&self, token: &str) -> Result<Step, Status> {
         let hubs = admitted_hubs(&self.objects, Consistency::Linearizable).await.map_err(unavailable)?;
-        let hub = hubs.into_iter().find(|hub| hub.token == token);
-        let hub = hub.ok_or_else(|| Status::failed_precondition("the hub that used this token was removed: create a new one"))?;
+        let hub = hubs.into_iter().find(|hub| hub.token == token && !hub.leaving);
+        let hub = hub
+            .ok_or_else(|| Status::failed_precondition("the hub that used this token was removed: create a new one"))?;
         Ok(Step::Done(Admitted::Hub { id: hub.id, address: hub.address }))
     }
 

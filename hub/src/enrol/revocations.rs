@@ -24,7 +24,11 @@ const RETRY: Duration = Duration::from_millis(500);
 #[derive(Debug, Error)]
 pub enum RevocationError {
     #[error("the revocation at {key} is not of the form {{\"before\": TIME}}")]
-    Malformed { key: String, #[source] source: serde_json::Error },
+    Malformed {
+        key: String,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("the revocation at {key} names neither a cluster nor a hub")]
     Key { key: String },
 }
@@ -94,11 +98,8 @@ impl RevocationWatcher {
     /// # Errors
     /// If the store cannot be read.
     pub async fn load(&self) -> Result<Revision, StoreError> {
-        let request = ListRequest {
-            prefix: REVOCATIONS.to_owned(),
-            consistency: Consistency::Stale,
-            ..ListRequest::default()
-        };
+        let request =
+            ListRequest { prefix: REVOCATIONS.to_owned(), consistency: Consistency::Stale, ..ListRequest::default() };
         let listing = self.store.list(request).await?;
         let mut denied = Denied::default();
         for kv in &listing.items {

@@ -121,7 +121,10 @@ mod tests {
         assert!(matches!(checked(&request("a", true, None)), Err(TokenError::Purpose)));
         assert!(matches!(checked(&request("A_b", false, None)), Err(TokenError::Cluster { .. })));
         for seconds in [0, 86_401, u64::MAX] {
-            assert!(matches!(checked(&request("a", false, Some(seconds))), Err(TokenError::Lifetime { .. })), "{seconds}");
+            assert!(
+                matches!(checked(&request("a", false, Some(seconds))), Err(TokenError::Lifetime { .. })),
+                "{seconds}"
+            );
         }
     }
 }

@@ -33,9 +33,10 @@ pub(super) async fn judge(context: &PlannerContext, mirror: &mut Mirror) -> Resu
     for (name, cluster) in &mirror.clusters {
         let previous = cluster.state();
         // A hub that took the lead a moment ago has not heard of anybody: silence counts from then.
-        let silence = context.liveness.silence(name).or_else(|| {
-            (previous != ClusterState::Pending).then(|| context.liveness.since_start())
-        });
+        let silence = context
+            .liveness
+            .silence(name)
+            .or_else(|| (previous != ClusterState::Pending).then(|| context.liveness.since_start()));
         let leaving = cluster.metadata.deletion_timestamp.is_some();
         let state = if leaving { ClusterState::Leaving } else { liveness::state(previous, silence) };
         let heard = silence.filter(|s| *s < liveness::SUSPECT_AFTER).is_some();
@@ -124,6 +125,7 @@ fn may_still_clean(mirror: &Mirror, name: &str, cluster: &Cluster) -> bool {
         return false;
     }
     // Caches are withdrawn by their datasets' upkeep as soon as the cluster is Leaving; migrations end by themselves.
-    let busy = mirror.assignments.iter().any(|((cluster, _), at)| cluster == name && !matches!(at.value, Work::Scan(_)));
+    let busy =
+        mirror.assignments.iter().any(|((cluster, _), at)| cluster == name && !matches!(at.value, Work::Scan(_)));
     busy || status.used_bytes > 0 || status.state != ClusterState::Leaving
 }

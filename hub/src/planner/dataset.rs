@@ -127,7 +127,9 @@ fn put_location(
 
 fn retire_locations(change: &mut Change, mirror: &Mirror, key: &Named, keep: &BTreeSet<Named>) {
     let from = (key.0.clone(), format!("{}.", key.1));
-    for (named, at) in mirror.locations.range(from.clone()..).take_while(|(k, _)| k.0 == from.0 && k.1.starts_with(&from.1)) {
+    for (named, at) in
+        mirror.locations.range(from.clone()..).take_while(|(k, _)| k.0 == from.0 && k.1.starts_with(&from.1))
+    {
         if at.value.spec.dataset == key.1 && !keep.contains(named) {
             change.delete(CacheLocation::INFO.key(&named.0, &named.1), at.revision);
         }

@@ -127,12 +127,16 @@ impl Mirror {
         self.dirty.storages.extend(self.storages.keys().cloned());
         self.dirty.clusters.extend(self.clusters.keys().cloned());
         // What belongs to objects that were deleted while nobody led.
-        let orphans: Vec<String> = self.assignments.keys().chain(self.reports.keys()).map(|(_, id)| id.clone()).collect();
+        let orphans: Vec<String> =
+            self.assignments.keys().chain(self.reports.keys()).map(|(_, id)| id.clone()).collect();
         for id in orphans {
             self.mark_work(&id);
         }
-        let located: Vec<Named> =
-            self.locations.values().map(|l| (l.value.metadata.namespace.clone(), l.value.spec.dataset.clone())).collect();
+        let located: Vec<Named> = self
+            .locations
+            .values()
+            .map(|l| (l.value.metadata.namespace.clone(), l.value.spec.dataset.clone()))
+            .collect();
         self.dirty.datasets.extend(located);
     }
 
@@ -230,7 +234,7 @@ impl Mirror {
             *bytes += home.bytes;
             self.dirty.storages.insert(home.storage.clone());
         }
-        let waiting: Vec<Named> = self.migrations_of(&named).into_iter().map(|m| self::named(m)).collect();
+        let waiting: Vec<Named> = self.migrations_of(&named).into_iter().map(self::named).collect();
         self.dirty.migrates.extend(waiting);
         self.dirty.dataset(named.clone());
         if self.datasets.get(&named).is_none_or(|old| old.value.metadata.labels != at.value.metadata.labels) {
@@ -352,4 +356,3 @@ fn json<T: serde::de::DeserializeOwned>(kv: &KeyValue) -> Option<T> {
         }
     }
 }
-

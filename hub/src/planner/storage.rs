@@ -18,7 +18,8 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, nam
         .into_iter()
         .flat_map(|uses| uses.values())
         .fold((0, 0), |(homes, bytes), (h, b)| (homes + h, bytes + b));
-    let status = StorageStatus { observed_generation: storage.metadata.generation, used_bytes, homes, ..previous.clone() };
+    let status =
+        StorageStatus { observed_generation: storage.metadata.generation, used_bytes, homes, ..previous.clone() };
     if status != previous {
         let mut object = storage.clone();
         object.status = Some(status);

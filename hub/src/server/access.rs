@@ -33,7 +33,7 @@ const RULES: &[(&str, Rule)] =
     &[(JOIN, Rule::Anyone), (AGENT, Rule::Clusters), (HUB, Rule::Hubs), (PEER, Rule::HubsAsThemselves)];
 
 /// What a load balancer may ask without a certificate; these say nothing but "here".
-const PROBES: &[&str] = &["/healthz", "/livez", "/readyz"];
+const PROBES: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
 
 /// Where an allowed request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,11 @@ pub fn decide(path: &str, headers: &HeaderMap, verified: Option<&Verified>) -> R
         None => Err(Denial::NoCertificate { family, target: target.to_owned() }),
         Some(identity) => Err(Denial::Forbidden { family, identity: identity.path(), target: target.to_owned() }),
     }
+}
+
+/// Whether a path leads to what hubs need of each other to start at all.
+pub(super) fn is_between_hubs(path: &str) -> bool {
+    path.strip_prefix('/').and_then(|rest| rest.split('/').next()) == Some(PEER)
 }
 
 /// The gRPC service that a request is for, if it is gRPC. One of the two signs is enough, so that leaving the other

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tracing::debug;
 
-use super::access::{Denial, Family, decide};
+use super::access::{Denial, Family, decide, is_between_hubs};
 use super::{Guard, Peer, Services};
 use crate::api::Caller;
 
@@ -134,11 +134,7 @@ fn builder(peer: &Peer, executor: TrackedExecutor) -> Builder<TrackedExecutor> {
         _ => (STREAMS, STREAM_WINDOW, CONNECTION_WINDOW),
     };
     let mut builder = Builder::new(executor);
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEADERS as usize);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEADERS as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -185,6 +181,10 @@ impl Front {
         if let Some(Err(error)) = verified.map(|v| self.guard.denied.check(v)) {
             return refusal(family, StatusCode::FORBIDDEN, &error.to_string());
         }
+        // Hubs must agree before any of them can read what is denied; everyone else waits for that.
+        if !is_between_hubs(request.uri().path()) && *self.guard.denied_changed.borrow() == 0 {
+            return refusal(family, StatusCode::SERVICE_UNAVAILABLE, "this hub is starting: try again");
+        }
         request.extensions_mut().insert(self.peer.clone());
         let router = match family {
             Family::Grpc => &self.services.grpc,
@@ -210,20 +210,24 @@ fn denied(denial: &Denial) -> Response<Body> {
 
 /// A refusal in the words of the family: a gRPC status, or a Kubernetes Status.
 fn refusal(family: Family, code: StatusCode, message: &str) -> Response<Body> {
-    let unauthorized = code == StatusCode::UNAUTHORIZED;
+    let (grpc, reason) = match code {
+        StatusCode::UNAUTHORIZED => (tonic::Code::Unauthenticated, "Unauthorized"),
+        StatusCode::FORBIDDEN => (tonic::Code::PermissionDenied, "Forbidden"),
+        _ => (tonic::Code::Unavailable, "ServiceUnavailable"),
+    };
     match family {
-        Family::Grpc if unauthorized => tonic::Status::unauthenticated(message).into_http(),
-        Family::Grpc => tonic::Status::permission_denied(message).into_http(),
+        Family::Grpc => tonic::Status::new(grpc, message).into_http(),
         Family::Rest => {
             let status = serde_json::json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
-                "reason": if unauthorized { "Unauthorized" } else { "Forbidden" }, "code": code.as_u16(),
+                "reason": reason, "code": code.as_u16(),
             });
             let mut response = Response::new(Body::from(status.to_string()));
             *response.status_mut() = code;
-            response
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+            response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+            if code == StatusCode::SERVICE_UNAVAILABLE {
+                response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+            }
             response
         }
     }

@@ -132,17 +132,14 @@ impl Session {
     ) -> Result<End, End> {
         let Feed { mut watch, mut queue, .. } = feed;
         let inbox = Inbox::default();
-        let writer = Writer {
-            context: &self.context,
-            cluster: &self.cluster,
-            inbox: &inbox,
-            outbound: self.outbound.clone(),
-        };
+        let writer =
+            Writer { context: &self.context, cluster: &self.cluster, inbox: &inbox, outbound: self.outbound.clone() };
         let mut writing = std::pin::pin!(writer.run());
         let mut talk = Talk::default();
         let mut heard = Instant::now();
         let mut tick = tokio::time::interval(HEARTBEAT);
-        let mut life = std::pin::pin!(tokio::time::sleep(LIFE.mul_f64(rand::random_range(1.0 - LIFE_SPREAD..1.0 + LIFE_SPREAD))));
+        let mut life =
+            std::pin::pin!(tokio::time::sleep(LIFE.mul_f64(rand::random_range(1.0 - LIFE_SPREAD..1.0 + LIFE_SPREAD))));
         loop {
             tokio::select! {
                 said = inbound.message() => {
@@ -165,7 +162,7 @@ impl Session {
                 }
                 question = place.questions.recv(), if talk.asked.len() < MAX_ASKED => {
                     // The registry holds the other end for as long as the place is ours.
-                    let Some(question) = question else { return Ok(End::Left) };
+                    let Some(question) = question else { return Err(taken_over()) };
                     talk.ask(question.ask, question.answer);
                 }
                 status = writing.as_mut() => return Err(status.into()),
@@ -176,9 +173,7 @@ impl Session {
                     talk.forget_abandoned();
                     queue.owe_sync();
                 }
-                () = place.replaced.cancelled() => {
-                    return Err(Status::aborted("a newer session of this agent took over").into());
-                }
+                () = place.replaced.cancelled() => return Err(taken_over()),
                 () = life.as_mut() => return Ok(End::Move),
                 () = self.ending.cancelled() => return Ok(End::Move),
             }
@@ -186,7 +181,8 @@ impl Session {
     }
 
     fn hear(&self, said: v1::AgentMessage, inbox: &Inbox, talk: &mut Talk) -> Result<(), Status> {
-        let unreadable = |what, error: serde_json::Error| Status::invalid_argument(format!("{what} cannot be read: {error}"));
+        let unreadable =
+            |what, error: serde_json::Error| Status::invalid_argument(format!("{what} cannot be read: {error}"));
         match said.message {
             Some(FromAgent::Heartbeat(heartbeat)) => talk.heartbeat = Some(heartbeat.sequence),
             Some(FromAgent::Report(report)) => {
@@ -194,11 +190,16 @@ impl Session {
                 inbox.put(report.id, StoredReport { generation: report.generation, report: content })?;
             }
             Some(FromAgent::AgentReport(report)) => {
-                inbox.put_agent(serde_json::from_slice(&report).map_err(|error| unreadable("the agent's report", error))?);
+                inbox.put_agent(
+                    serde_json::from_slice(&report).map_err(|error| unreadable("the agent's report", error))?,
+                );
             }
             Some(FromAgent::Ack(ack)) if !ack.refused.is_empty() => {
                 tracing::warn!(
-                    cluster = self.cluster, id = ack.id, generation = ack.generation, why = ack.refused,
+                    cluster = self.cluster,
+                    id = ack.id,
+                    generation = ack.generation,
+                    why = ack.refused,
                     "the agent refused an assignment"
                 );
             }
@@ -210,6 +211,10 @@ impl Session {
         }
         Ok(())
     }
+}
+
+fn taken_over() -> End {
+    End::Refused(Status::aborted("a newer session of this agent took over"))
 }
 
 async fn next_message(talk: &mut Talk, queue: &mut Queue, at: Revision) -> Result<Option<ToAgent>, Status> {

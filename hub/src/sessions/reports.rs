@@ -114,9 +114,10 @@ impl Writer<'_> {
             }
             let (due, next) = self.due(&written);
             again_at = next;
+            let writer = &self;
             let mut writes = futures::stream::iter(due)
                 .map(|(id, stored)| async move {
-                    let outcome = self.write(&id, &stored).await;
+                    let outcome = writer.write(&id, &stored).await;
                     (id, stored, outcome)
                 })
                 .buffer_unordered(PARALLEL);
@@ -226,15 +227,10 @@ fn is_news(old: &StoredReport, new: &StoredReport) -> bool {
 
 fn without_progress(report: &Report) -> Report {
     match report {
-        Report::Cache(cache) => Report::Cache(CacheReport {
-            cached_bytes: 0,
-            cached_files: 0,
-            nodes: Vec::new(),
-            ..cache.clone()
-        }),
-        Report::Migrate(migrate) => {
-            Report::Migrate(MigrateReport { progress: Default::default(), ..migrate.clone() })
+        Report::Cache(cache) => {
+            Report::Cache(CacheReport { cached_bytes: 0, cached_files: 0, nodes: Vec::new(), ..cache.clone() })
         }
+        Report::Migrate(migrate) => Report::Migrate(MigrateReport { progress: Default::default(), ..migrate.clone() }),
         Report::Scan(_) | Report::Remove(_) => report.clone(),
     }
 }

@@ -1,0 +1,226 @@
+//! ① The Kubernetes-style REST API: discovery, create, read, update, delete and watch for every kind of the table of
+//! kinds, and questions to the catalog.
+//!
+//! Reading order: [`path`] says what a URL means, [`access`] who may, [`body`] what was sent; [`read`], [`watch`],
+//! [`write`] and [`delete`] do it; [`status`] says how it failed. [`discovery`], [`openapi`] and [`table`] describe the
+//! kinds to clients.
+//!
+//! Invariants: nothing is answered to a caller without an identity but probes and the version; every replica serves
+//! every call; every error is a `Status`.
+//!
+//! Deliberately absent: TLS and who the caller is (the server puts a [`Caller`] into the request), server-side apply,
+//! roles.
+
+pub mod access;
+pub mod body;
+pub mod continuation;
+pub mod defaults;
+pub mod delete;
+pub mod discovery;
+pub mod garbage;
+pub mod negotiate;
+pub mod openapi;
+pub mod options;
+pub mod patch;
+pub mod path;
+pub mod read;
+pub mod selection;
+pub mod special;
+pub mod status;
+pub mod stored;
+pub mod table;
+pub mod watch;
+pub mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::any;
+use fluvial_model::names::printable;
+use http::{Extensions, HeaderMap, Method, StatusCode};
+
+pub use self::access::{Caller, Denied, Verb, authorize};
+pub use self::defaults::{DEFAULT_NAMESPACE, ensure_defaults};
+pub use self::garbage::{Collected, collect_garbage};
+use self::options::Options;
+use self::path::{Part, Target};
+use self::status::{ApiError, json_response};
+use crate::catalog::QueryEngine;
+use crate::clock::SharedClock;
+use crate::objects::Objects;
+
+/// What every call needs.
+#[derive(Clone)]
+pub struct ApiState {
+    pub objects: Objects,
+    pub clock: SharedClock,
+    pub catalog: Arc<QueryEngine>,
+}
+
+/// The API's routes. Other routers may be merged beside it; what nobody serves ends in [`not_found`].
+pub fn router(state: ApiState) -> Router {
+    Router::new()
+        .route("/healthz", any(|| async { "ok" }))
+        .route("/livez", any(|| async { "ok" }))
+        .route("/readyz", any(ready))
+        .route("/version", any(version))
+        .route(special::QUERY_PATH, any(query))
+        .route(special::SCHEMA_PATH, any(query_schema))
+        .route("/api", any(serve))
+        .route("/api/", any(serve))
+        .route("/api/{*rest}", any(serve))
+        .route("/apis", any(serve))
+        .route("/apis/", any(serve))
+        .route("/apis/{*rest}", any(serve))
+        .route("/openapi/{*rest}", any(serve))
+        .fallback(not_found)
+        .with_state(state)
+}
+
+/// The answer to a path that nobody serves.
+pub async fn not_found(request: Request) -> Response {
+    if let Err(error) = allowed(request.extensions(), Verb::Get, request.uri().path()) {
+        return error.into_response();
+    }
+    ApiError::NoSuchPath { path: printable(request.uri().path()) }.into_response()
+}
+
+async fn ready(State(state): State<ApiState>) -> Response {
+    if state.objects.store.leadership().borrow().leader.is_some() {
+        return "ok".into_response();
+    }
+    ApiError::Unavailable { message: "no leader is known".into(), retry_after_seconds: 1 }.into_response()
+}
+
+async fn version() -> Response {
+    json_response(StatusCode::OK, &discovery::version())
+}
+
+/// Whether the caller of a request may do `verb` to `resource`.
+///
+/// # Errors
+/// 401 without an identity, 403 with the wrong one.
+pub fn allowed(extensions: &Extensions, verb: Verb, resource: &str) -> Result<(), ApiError> {
+    let caller = extensions.get::<Caller>().cloned().unwrap_or_default();
+    authorize(&caller, verb, resource).map_err(|denied| match denied {
+        Denied::Anonymous => ApiError::Unauthorized,
+        denied @ Denied::NotAUser { .. } => {
+            ApiError::Forbidden { subject: None, message: printable(&denied.to_string()) }
+        }
+    })
+}
+
+fn wrong_method(method: &Method, resource: &str) -> ApiError {
+    let message = format!("the server does not allow {method} on {}", printable(resource));
+    ApiError::MethodNotAllowed { message }
+}
+
+async fn query(State(state): State<ApiState>, request: Request) -> Response {
+    let answer = async {
+        allowed(request.extensions(), Verb::Query, "query")?;
+        if request.method() != Method::POST {
+            return Err(wrong_method(request.method(), "query: send it with POST"));
+        }
+        let (parts, body) = request.into_parts();
+        let bytes = body::read(body).await?;
+        special::query(&state, &parts.headers, &bytes).await
+    };
+    answer.await.unwrap_or_else(ApiError::into_response)
+}
+
+async fn query_schema(State(state): State<ApiState>, request: Request) -> Response {
+    match allowed(request.extensions(), Verb::Query, "query") {
+        Ok(()) => special::schema(&state),
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn serve(State(state): State<ApiState>, request: Request) -> Response {
+    answer(&state, request).await.unwrap_or_else(ApiError::into_response)
+}
+
+async fn answer(state: &ApiState, request: Request) -> Result<Response, ApiError> {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path().to_owned();
+    // Before the path is looked at: a stranger learns nothing of what there is.
+    allowed(&parts.extensions, Verb::Get, &path)?;
+    let segments = path::segments(&path)?;
+    let texts: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let (group, version, skip) = match texts.as_slice() {
+        ["api", version, _, ..] => ("", *version, 2),
+        ["apis", group, version, _, ..] => (*group, *version, 3),
+        other => return describe(&parts.method, &path, other),
+    };
+    let target = path::target(group, version, segments.get(skip..).unwrap_or_default(), &path)?;
+    let options = Options::parse(parts.uri.query())?;
+    let verb = verb(&parts.method, &target, &options)?;
+    allowed(&parts.extensions, verb, target.kind.info.plural)?;
+    tracing::debug!(verb = verb.as_str(), kind = target.kind.info.kind, name = ?target.name, "API call");
+    act(state, &target, verb, &options, &parts.headers, body).await
+}
+
+/// What a method means on a target.
+fn verb(method: &Method, target: &Target, options: &Options) -> Result<Verb, ApiError> {
+    let whole = target.part == Part::Whole;
+    Ok(match (method, target.name.is_some()) {
+        (&Method::GET, false) if options.flag("watch")? => Verb::Watch,
+        (&Method::GET | &Method::HEAD, false) => Verb::List,
+        (&Method::GET | &Method::HEAD, true) => Verb::Get,
+        (&Method::POST, false) => Verb::Create,
+        (&Method::PUT, true) => Verb::Update,
+        (&Method::PATCH, true) => Verb::Patch,
+        (&Method::DELETE, true) if whole => Verb::Delete,
+        (&Method::DELETE, false) => Verb::DeleteCollection,
+        _ => return Err(wrong_method(method, target.kind.info.plural)),
+    })
+}
+
+async fn act(
+    state: &ApiState,
+    target: &Target,
+    verb: Verb,
+    options: &Options,
+    headers: &HeaderMap,
+    body: axum::body::Body,
+) -> Result<Response, ApiError> {
+    let name = target.name.as_deref().unwrap_or_default();
+    match verb {
+        Verb::Get => read::get(state, target, name, options, headers).await,
+        Verb::List => read::list(state, target, options, headers).await,
+        Verb::Watch => watch::watch(state, target, options, headers).await,
+        Verb::Create => write::create(state, target, options, headers, &body::read(body).await?).await,
+        Verb::Update => write::update(state, target, name, options, headers, &body::read(body).await?).await,
+        Verb::Patch => write::patch(state, target, name, options, headers, &body::read(body).await?).await,
+        Verb::Delete => delete::delete(state, target, name, options, headers, &body::read(body).await?).await,
+        Verb::DeleteCollection => {
+            delete::delete_collection(state, target, options, headers, &body::read(body).await?).await
+        }
+        Verb::Query => Err(wrong_method(&Method::POST, target.kind.info.plural)),
+    }
+}
+
+/// Discovery and OpenAPI.
+fn describe(method: &Method, path: &str, segments: &[&str]) -> Result<Response, ApiError> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Err(wrong_method(method, path));
+    }
+    let found = match segments {
+        ["api"] => Some(discovery::core_versions()),
+        ["apis"] => Some(discovery::group_list()),
+        ["api", version] => discovery::resource_list("", version),
+        ["apis", group] => discovery::group(group),
+        ["apis", group, version] => discovery::resource_list(group, version),
+        ["openapi", "v2"] => Some(openapi::version_2()),
+        ["openapi", "v3"] => Some(openapi::index()),
+        ["openapi", "v3", "api", version] => openapi::document("", version),
+        ["openapi", "v3", "apis", group, version] => openapi::document(group, version),
+        _ => None,
+    };
+    let found = found.ok_or_else(|| ApiError::NoSuchPath { path: printable(path) })?;
+    Ok(json_response(StatusCode::OK, &found))
+}

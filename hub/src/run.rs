@@ -1,0 +1,338 @@
+//! Sets up a hub, starts it and stops it: the only place where its parts are wired together.
+//!
+//! [`init`] makes the first hub of a fleet, [`join`] another one; both only write a data directory ([`home`]).
+//! [`Hub::start`] runs what a data directory holds. [`members`] lets the leader take in hubs that joined and see off
+//! those that leave; [`renewal`] keeps this hub's own certificate fresh.
+//!
+//! Invariants: a data directory is one hub's for ever; several hubs may run in one process; whatever was started is
+//! ended by [`RunningHub::shutdown`], in the order in which one needs the other.
+
+mod contact;
+pub mod home;
+mod kubeconfig;
+mod members;
+mod renewal;
+mod setup;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fluvial_certs::{DenyList, Reloadable, tls};
+use fluvial_proto::v1::agent_service_server::AgentServiceServer;
+use fluvial_proto::v1::hub_service_server::HubServiceServer;
+use fluvial_proto::v1::join_service_server::JoinServiceServer;
+use fluvial_raft::{Config, Leadership, OpenError, RaftStore, Store, Timings, peer_service};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use contact::{JoinOptions, join};
+pub use home::{HomeError, HubRecord};
+pub use kubeconfig::admin_kubeconfig;
+pub use setup::{InitOptions, InitReport, init};
+
+use crate::api::ApiState;
+use crate::blocks::{BlockError, Blocks};
+use crate::clock::{SharedClock, SystemClock};
+use crate::enrol::revocations::RevocationWatcher;
+use crate::enrol::{HubSecrets, Issuer, Joins};
+use crate::liveness::Liveness;
+use crate::objects::Objects;
+use crate::peers::{Dialler, Hub as HubMember, MAX_MESSAGE, Membership, Peers};
+use crate::planner::{self, PlannerContext};
+use crate::server::{self, Guard, RunningServer, Services};
+use crate::sessions::hubs::{HubCalls, tell_beats};
+use crate::sessions::{Registry, SecretChanges, SessionContext, Sessions};
+use crate::vault::Vault;
+use crate::views::{self, ViewsState};
+use home::Home;
+
+/// How long requests may go on after the hub was told to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why a hub was not set up, joined or started.
+#[derive(Debug, Error)]
+pub enum RunError {
+    #[error("using the data directory")]
+    Home(#[from] HomeError),
+    #[error("listening on {address}")]
+    Listen {
+        address: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the certificates cannot be used for TLS")]
+    Tls(#[source] tls::Error),
+    #[error("opening the store")]
+    Store(#[source] OpenError),
+    #[error("opening the blocks")]
+    Blocks(#[source] BlockError),
+    #[error("\"{address}\" is no address of a hub: write HOST:PORT")]
+    Address { address: String },
+    #[error("the join token")]
+    Token(#[source] fluvial_certs::token::Error),
+    #[error("reaching the hub")]
+    Dial(#[source] crate::peers::DialError),
+    #[error("the hub refused: {}", .0.message())]
+    Refused(#[source] Box<tonic::Status>),
+    #[error("the hub did not answer within {0:?}")]
+    Timeout(Duration),
+    #[error("the hub's reply makes no sense: {0}")]
+    Reply(String),
+    #[error("issuing a certificate")]
+    Issue(#[source] fluvial_certs::authority::Error),
+    #[error("making a key")]
+    Key(#[source] fluvial_certs::keys::Error),
+    #[error("writing the kubeconfig")]
+    Kubeconfig(#[source] serde_yaml_ng::Error),
+}
+
+/// What a hub is started with; the rest is in its data directory.
+pub struct HubConfig {
+    pub data_dir: PathBuf,
+    /// Already listening, in place of the address in the data directory.
+    pub listener: Option<TcpListener>,
+    pub timings: Timings,
+    /// In place of the machine's clock.
+    pub clock: Option<SharedClock>,
+    /// Whether this hub plans when it leads. A fleet needs hubs that do; tests of what lies beside the planner do not.
+    pub plans: bool,
+}
+
+impl HubConfig {
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self { data_dir: data_dir.into(), listener: None, timings: Timings::default(), clock: None, plans: true }
+    }
+}
+
+/// Starts hubs.
+#[derive(Debug)]
+pub struct Hub;
+
+/// A hub that runs; shut it down, or what it was doing is cut off.
+pub struct RunningHub {
+    record: HubRecord,
+    store: RaftStore,
+    objects: Objects,
+    liveness: Arc<Liveness>,
+    server: RunningServer,
+    sessions: Sessions,
+    cancel: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+/// The store's own list of members.
+struct StoreMembership(RaftStore);
+
+impl Membership for StoreMembership {
+    fn hubs(&self) -> Vec<HubMember> {
+        let hub = |member: fluvial_raft::Member| HubMember {
+            id: member.id,
+            address: member.address,
+            voter: member.role == fluvial_raft::Role::Voter,
+            leader: member.leader,
+        };
+        self.0.members().into_iter().map(hub).collect()
+    }
+}
+
+impl Hub {
+    /// Runs the hub whose data directory this is. It serves from the moment this returns; a hub that has just joined
+    /// answers as soon as the leader has taken it in: see [`RunningHub::ready`].
+    ///
+    /// # Errors
+    /// A data directory that is not a hub's, and what disk and network say.
+    pub async fn start(config: HubConfig) -> Result<RunningHub, RunError> {
+        let clock = config.clock.unwrap_or_else(|| Arc::new(SystemClock));
+        let home = Home::new(&config.data_dir);
+        let record = home.record()?;
+        let authority = Arc::new(home.authority()?);
+        let data_key = home.data_key()?;
+        let bundle = renewal::usable_bundle(&home, &authority, &record, clock.now())?;
+        let credentials = Arc::new(Reloadable::new(bundle, &[tls::ALPN_H2]).map_err(RunError::Tls)?);
+        let listener = match config.listener {
+            Some(listener) => listener,
+            None => listen(record.listen).await?,
+        };
+        let trust_domain = authority.trust_domain().clone();
+        let dialler = Dialler { credentials: credentials.clone(), trust_domain: trust_domain.clone() };
+        let store = open_store(&home, &record, config.timings, &dialler).await?;
+
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let objects = Objects { store: shared.clone(), vault: Arc::new(Vault::new(&data_key)) };
+        let membership: Arc<dyn Membership> = Arc::new(StoreMembership(store.clone()));
+        let peers = Arc::new(Peers::new(record.node_id, dialler.clone(), membership.clone()));
+        let blocks = Blocks::open(&home.blocks()).map_err(RunError::Blocks)?;
+        blocks.ask_peers(peers.clone());
+        let issuer = Issuer { authority: authority.clone(), objects: objects.clone(), clock: clock.clone() };
+        let context = SessionContext {
+            objects: objects.clone(),
+            liveness: Arc::new(Liveness::default()),
+            registry: Arc::new(Registry::default()),
+            secrets: SecretChanges::default(),
+            blocks: blocks.clone(),
+            peers: peers.clone(),
+            issuer: issuer.clone(),
+        };
+        let denied = Arc::new(DenyList::default());
+        let (revocations, denied_changed) = RevocationWatcher::new(shared.clone(), denied.clone());
+        let secrets = HubSecrets { ca_key: authority.key_pem(), data_key, cluster_id: record.cluster_id.clone() };
+        let sessions = Sessions::new(context.clone());
+        let grpc = Routes::new(peer_service(&store))
+            .add_service(JoinServiceServer::new(Joins::new(issuer.clone(), membership, secrets)))
+            .add_service(
+                AgentServiceServer::new(sessions.clone())
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .max_encoding_message_size(MAX_MESSAGE),
+            )
+            .add_service(
+                HubServiceServer::new(HubCalls::new(context.clone()))
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .max_encoding_message_size(MAX_MESSAGE),
+            )
+            .prepare()
+            .into_axum_router();
+        let api = crate::api::router(api_state(&objects, &clock, &store));
+        let views = ViewsState::new(issuer, blocks, context.registry.clone(), peers.clone(), record.advertise.clone());
+        let services = Services { grpc, rest: views::router(views, api) };
+        let guard = Guard { credentials: credentials.clone(), trust_domain, denied, denied_changed };
+        let server = server::serve(listener, guard, services)
+            .map_err(|source| RunError::Listen { address: record.listen.to_string(), source })?;
+
+        let cancel = CancellationToken::new();
+        let mut tasks = Tasks { set: JoinSet::new(), cancel: cancel.clone() };
+        tasks.spawn(revocations.run());
+        tasks.spawn(context.secrets.clone().run(shared));
+        tasks.spawn(tell_beats(context.liveness.clone(), peers));
+        tasks.spawn(members::keep(store.clone(), objects.clone(), dialler, clock.clone()));
+        tasks.spawn(renewal::keep_fresh(home, authority, record.clone(), credentials, clock.clone()));
+        if record.first {
+            tasks.spawn(setup::fill_store(objects.clone(), record.clone(), clock.clone()));
+        }
+        let planning = PlannerContext { objects: objects.clone(), clock, liveness: context.liveness.clone() };
+        if config.plans {
+            tasks.set.spawn(planner::run(planning, cancel.clone()));
+        }
+        tracing::info!(id = record.node_id, address = %server.address(), "hub started");
+        let liveness = context.liveness;
+        Ok(RunningHub { record, store, objects, liveness, server, sessions, cancel, tasks: tasks.set })
+    }
+}
+
+struct Tasks {
+    set: JoinSet<()>,
+    cancel: CancellationToken,
+}
+
+impl Tasks {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        let cancelled = self.cancel.clone().run_until_cancelled_owned(task);
+        self.set.spawn(async move {
+            let _ = cancelled.await;
+        });
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address: address.to_string(), source })
+}
+
+async fn open_store(
+    home: &Home,
+    record: &HubRecord,
+    timings: Timings,
+    dialler: &Dialler,
+) -> Result<RaftStore, RunError> {
+    let mut config = Config::new(record.node_id, &record.cluster_id, home.store(), &record.advertise);
+    config.timings = timings;
+    let store = RaftStore::open(config, Arc::new(dialler.clone())).await.map_err(RunError::Store)?;
+    if record.first && !store.is_initialized().await.map_err(RunError::Store)? {
+        let members = BTreeMap::from([(record.node_id, record.advertise.clone())]);
+        store.initialize(members).await.map_err(RunError::Store)?;
+    }
+    Ok(store)
+}
+
+fn api_state(objects: &Objects, clock: &SharedClock, store: &RaftStore) -> ApiState {
+    let catalog =
+        Arc::new(crate::catalog::QueryEngine::open(Arc::new(store.clone()), crate::catalog::Limits::default()));
+    ApiState { objects: objects.clone(), clock: clock.clone(), catalog }
+}
+
+impl RunningHub {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// What its data directory says of it.
+    #[must_use]
+    pub fn record(&self) -> &HubRecord {
+        &self.record
+    }
+
+    /// Its objects.
+    #[must_use]
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Its replica of the store.
+    #[must_use]
+    pub fn store(&self) -> &RaftStore {
+        &self.store
+    }
+
+    /// Whom it has heard from.
+    #[must_use]
+    pub fn liveness(&self) -> &Arc<Liveness> {
+        &self.liveness
+    }
+
+    /// Who leads.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.store.leadership()
+    }
+
+    /// Waits until this hub answers linearizable reads and the fleet is set up; false if that takes longer than `limit`.
+    pub async fn ready(&self, limit: Duration) -> bool {
+        const LOOK_EVERY: Duration = Duration::from_millis(20);
+        let ready = async {
+            while setup::is_filled(&self.objects).await != Some(true) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(limit, ready).await.is_ok()
+    }
+
+    /// Sends agents elsewhere, finishes requests, stops everything and closes the store.
+    pub async fn shutdown(mut self) {
+        self.sessions.shutdown().await;
+        self.server.shutdown(GRACE).await;
+        self.cancel.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a task of the hub failed");
+            }
+        }
+        self.store.shutdown().await;
+    }
+}
+
+/// Whether a directory holds a hub.
+#[must_use]
+pub fn is_hub(data_dir: &Path) -> bool {
+    Home::new(data_dir).exists()
+}

@@ -1,0 +1,102 @@
+//! The leader's care for the fleet of hubs: whoever was let in becomes a member, whoever leaves stops being one.
+//!
+//! A hub that joined is only written down (`/system/hubs/ID`). The leader calls it until it answers, as itself, and
+//! then adds it: it learns first, then votes. A hub that shall leave is removed, and then its certificates are revoked
+//! and it is forgotten, in one transaction; in this order, because a store of two hubs needs both to remove one.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use fluvial_certs::Identity;
+use fluvial_model::store::{Op, Txn};
+use fluvial_raft::{Consistency, MembershipError, RaftStore, Role, Store as _, StoreError};
+use thiserror::Error;
+
+use crate::clock::SharedClock;
+use crate::enrol::join::{AdmittedHub, admitted_hubs, hub_key};
+use crate::enrol::revocations::{Revocation, revocation_key};
+use crate::objects::Objects;
+use crate::peers::{DialError, Dialler};
+
+/// How often the leader compares who should be a member with who is.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Why a hub is not, or still, a member.
+#[derive(Debug, Error)]
+enum MemberError {
+    #[error("reading who should be a member")]
+    Store(#[from] StoreError),
+    #[error("calling hub {id}")]
+    Call {
+        id: u64,
+        #[source]
+        source: DialError,
+    },
+    #[error("changing the membership of hub {id}")]
+    Change {
+        id: u64,
+        #[source]
+        source: MembershipError,
+    },
+}
+
+/// Takes hubs in and sees them off while this hub leads, for ever.
+pub(super) async fn keep(store: RaftStore, objects: Objects, dialler: Dialler, clock: SharedClock) {
+    let mut leadership = store.leadership();
+    loop {
+        if leadership.wait_for(|l| l.is_self).await.is_err() {
+            return;
+        }
+        if let Err(error) = once(&store, &objects, &dialler, &clock).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the members are not yet as they should be");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn once(store: &RaftStore, objects: &Objects, dialler: &Dialler, clock: &SharedClock) -> Result<(), MemberError> {
+    let members: HashMap<_, _> = store.members().into_iter().map(|m| (m.id, m.role)).collect();
+    let hubs = admitted_hubs(objects, Consistency::Stale).await?;
+    let mut first_error = None;
+    for hub in hubs {
+        let change = match (hub.leaving, members.get(&hub.id)) {
+            (false, Some(Role::Voter)) => Ok(()),
+            (false, _) => add(store, dialler, &hub).await,
+            (true, member) => remove(store, objects, clock, &hub, member.is_some()).await,
+        };
+        // One hub that is away does not keep out the next.
+        if let Err(error) = change {
+            first_error.get_or_insert(error);
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+async fn add(store: &RaftStore, dialler: &Dialler, hub: &AdmittedHub) -> Result<(), MemberError> {
+    let id = hub.id;
+    dialler.probe(id, &hub.address).await.map_err(|source| MemberError::Call { id, source })?;
+    store.add_member(id, &hub.address).await.map_err(|source| MemberError::Change { id, source })?;
+    tracing::info!(id, address = hub.address, "a hub became a member");
+    Ok(())
+}
+
+async fn remove(
+    store: &RaftStore,
+    objects: &Objects,
+    clock: &SharedClock,
+    hub: &AdmittedHub,
+    member: bool,
+) -> Result<(), MemberError> {
+    let id = hub.id;
+    if member {
+        store.remove_member(id).await.map_err(|source| MemberError::Change { id, source })?;
+    }
+    let Some(stored) = objects.store.get(&hub_key(id), Consistency::Linearizable).await? else { return Ok(()) };
+    let mut txn = Txn::delete(hub_key(id), stored.mod_revision);
+    let key = revocation_key(&Identity::Hub { id });
+    txn.ops.push(Op::Put { key, value: Revocation { before: clock.now() }.to_bytes() });
+    // A conflict is looked at again in the next round.
+    objects.store.txn(txn).await?;
+    tracing::info!(id, "a hub left");
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! ① What users ask beside objects: join tokens, the fleet of hubs, and what is in a dataset.
+//!
+//! | call | answer |
+//! |---|---|
+//! | `POST /apis/fluvial.io/v1alpha1/tokens` | a join token ([`tokens`]) |
+//! | `GET /apis/fluvial.io/v1alpha1/hubs` | the hubs ([`hubs`]) |
+//! | `DELETE /apis/fluvial.io/v1alpha1/hubs/ID` | the hub leaves the fleet ([`hubs`]) |
+//! | `GET …/namespaces/NS/datasets/NAME/tree?path=&root=&limit=&after=` | a directory of a version ([`tree`]) |
+//! | `GET …/namespaces/NS/datasets/NAME/diff?from=&to=` | what differs between versions ([`tree`]) |
+//! | `GET …/namespaces/NS/datasets/NAME/file?path=&root=` | a file's bytes ([`file`]) |
+//!
+//! Invariants: only users get here; a file's bytes are those of the version that was asked for, or the answer breaks
+//! off.
+//!
+//! Deliberately absent: objects (the API's), and bytes kept on the hub: files pass through.
+
+mod file;
+mod hubs;
+mod tokens;
+mod tree;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{delete, get, post};
+use fluvial_model::kinds::Dataset;
+use fluvial_model::manifest::{RelativePath, Root};
+use fluvial_model::names::printable;
+use fluvial_model::resource::Resource as _;
+use fluvial_raft::Consistency;
+use tokio::sync::Semaphore;
+
+use crate::api::status::{ApiError, Subject};
+use crate::blocks::Blocks;
+use crate::enrol::Issuer;
+use crate::objects::Objects;
+use crate::peers::Peers;
+use crate::sessions::Registry;
+
+/// Trees that are read at a time: each holds a thread of the blocking pool (512), and disks gain nothing from more.
+const MAX_TREES: usize = 16;
+/// How long a reader waits for its turn.
+const TREE_TURN: Duration = Duration::from_secs(10);
+
+/// What these calls work with.
+#[derive(Clone)]
+pub struct ViewsState {
+    pub objects: Objects,
+    pub issuer: Issuer,
+    pub blocks: Blocks,
+    pub registry: Arc<Registry>,
+    pub peers: Arc<Peers>,
+    /// Where this hub is reached, `host:port`.
+    pub advertise: String,
+    turns: Arc<Semaphore>,
+}
+
+impl ViewsState {
+    #[must_use]
+    pub fn new(issuer: Issuer, blocks: Blocks, registry: Arc<Registry>, peers: Arc<Peers>, advertise: String) -> Self {
+        let objects = issuer.objects.clone();
+        Self { objects, issuer, blocks, registry, peers, advertise, turns: Arc::new(Semaphore::new(MAX_TREES)) }
+    }
+}
+
+/// These calls, and whatever else `rest` answers.
+pub fn router(state: ViewsState, rest: Router) -> Router {
+    const DATASET: &str = "/apis/data.fluid.io/v1alpha1/namespaces/{namespace}/datasets/{name}";
+    Router::new()
+        .route("/apis/fluvial.io/v1alpha1/tokens", post(tokens::create))
+        .route("/apis/fluvial.io/v1alpha1/hubs", get(hubs::list))
+        .route("/apis/fluvial.io/v1alpha1/hubs/{id}", delete(hubs::leave))
+        .route(&format!("{DATASET}/tree"), get(tree::list))
+        .route(&format!("{DATASET}/diff"), get(tree::diff))
+        .route(&format!("{DATASET}/file"), get(file::read))
+        .with_state(state)
+        .fallback_service(rest)
+}
+
+fn subject(name: &str) -> Subject {
+    Subject::new(&Dataset::INFO, name)
+}
+
+async fn dataset(objects: &Objects, namespace: &str, name: &str) -> Result<Dataset, ApiError> {
+    let found = objects.get::<Dataset>(namespace, name, Consistency::Linearizable).await?;
+    found.map(|stored| stored.object).ok_or_else(|| ApiError::NotFound(subject(name)))
+}
+
+/// The version that was asked for, or the dataset's current one.
+fn version(dataset: &Dataset, asked: Option<&str>) -> Result<Root, ApiError> {
+    let current = || dataset.status.as_ref().and_then(|status| status.root.as_deref());
+    match asked.filter(|text| !text.is_empty()).or_else(current) {
+        Some(text) => {
+            text.parse().map_err(|error| ApiError::BadRequest(format!("root \"{}\": {error}", printable(text))))
+        }
+        None => Err(ApiError::Unavailable {
+            message: format!("dataset \"{}\" was not scanned yet: its content is not known", dataset.metadata.name),
+            retry_after_seconds: 1,
+        }),
+    }
+}
+
+/// A path of a dataset; slashes at its ends do not matter, and empty is the dataset itself.
+fn path(text: Option<&str>) -> Result<RelativePath, ApiError> {
+    match text.unwrap_or_default().trim_matches('/') {
+        "" => Ok(RelativePath::root()),
+        text => RelativePath::parse(text).map_err(|error| ApiError::BadRequest(format!("path: {error}"))),
+    }
+}
