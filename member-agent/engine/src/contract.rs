@@ -116,8 +116,7 @@ async fn fill(engine: &Arc<dyn Engine>, request: &CacheRequest) -> Result<Loaded
 async fn held(engine: &Arc<dyn Engine>, name: &str) -> Option<(String, [u64; 5])> {
     let report: CacheReport = engine.status(&format!("uid-{name}")).await.expect("the engine can look")?;
     let media = report.nodes.iter().flat_map(|node| &node.media).map(|medium| medium.cached_bytes).sum();
-    let numbers =
-        [report.cached_bytes, report.total_bytes, report.cached_files, report.total_files, media];
+    let numbers = [report.cached_bytes, report.total_bytes, report.cached_files, report.total_files, media];
     Some((report.phase, numbers))
 }
 

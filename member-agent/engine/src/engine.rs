@@ -49,7 +49,7 @@ pub enum EngineError {
         root: Root,
         /// Why.
         #[source]
-        source: ReadError,
+        source: Box<ReadError>,
     },
     /// A source cannot be read.
     #[error("load {dataset}: read source")]
@@ -58,7 +58,7 @@ pub enum EngineError {
         dataset: String,
         /// Why.
         #[source]
-        source: TransferError,
+        source: Box<TransferError>,
     },
     /// No source is mounted above a path of the version.
     #[error("load {dataset}: {path:?} is below none of the sources' paths")]

@@ -177,10 +177,8 @@ impl Engine for NodeCache {
     }
 
     async fn usage(&self) -> Result<Vec<NodeUsage>, EngineError> {
-        self.blocking("usage", |shared| {
-            Ok(vec![NodeUsage { media: shared.store.media(), ..shared.node.clone() }])
-        })
-        .await
+        self.blocking("usage", |shared| Ok(vec![NodeUsage { media: shared.store.media(), ..shared.node.clone() }]))
+            .await
     }
 
     async fn evict(&self, uid: &str) -> Result<(), EngineError> {

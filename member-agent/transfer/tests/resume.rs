@@ -60,7 +60,7 @@ async fn a_local_copy_dropped_thirty_times_is_finished_and_equal() {
     let bench = Bench::new();
     let source = make_source(&bench);
     let job = job("1", source, local(&bench.path("target")));
-    let (report, dropped) = interrupted(&bench, &job, 120).await;
+    let (report, dropped) = interrupted(&bench, &job, 40).await;
     assert!(dropped >= 3, "only {dropped} runs were dropped");
     assert_same(&bench.path("source"), &bench.path("target"));
     assert!(!bench.path("target.partial").exists());
@@ -73,7 +73,7 @@ async fn a_copy_to_s3_dropped_thirty_times_is_finished_and_equal() {
     let bench = Bench::new();
     let source = make_source(&bench);
     let job = job("1", source, minio.location("x"));
-    let (report, dropped) = interrupted(&bench, &job, 250).await;
+    let (report, dropped) = interrupted(&bench, &job, 80).await;
     assert!(dropped >= 3, "only {dropped} runs were dropped");
     assert_eq!(report.totals.files, files(&bench));
     copy(support::job("2", minio.location("x"), local(&bench.path("back"))), bench.context()).await.unwrap();

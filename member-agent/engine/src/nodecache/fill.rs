@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fluvial_model::manifest::{Digest, Entry, RelativePath};
-use fluvial_transfer::place::{Detail, Found, LISTING_QUEUE, Place, Tag};
 use fluvial_transfer::TransferError;
+use fluvial_transfer::place::{Detail, Found, LISTING_QUEUE, Place, Tag};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -42,6 +42,14 @@ struct Mounted {
     place: Arc<dyn Place>,
 }
 
+/// A file where it can be read.
+struct Readable {
+    place: Arc<dyn Place>,
+    path: RelativePath,
+    /// The version to read, if nothing else tells a good copy from a bad one.
+    tag: Option<Tag>,
+}
+
 /// What became of one file.
 enum Fetched {
     Kept,
@@ -51,7 +59,7 @@ enum Fetched {
 pub(super) async fn load(shared: &Arc<Shared>, request: &CacheRequest) -> Result<Loaded, EngineError> {
     let uid = request.dataset.uid.clone();
     let dataset = request.dataset.name.clone();
-    let of_source = |source| EngineError::Source { dataset: dataset.clone(), source };
+    let of_source = |error| EngineError::Source { dataset: dataset.clone(), source: Box::new(error) };
     let mut mounts = Vec::new();
     for source in &request.sources {
         let place = source.location.open().map_err(of_source)?;
@@ -179,7 +187,7 @@ async fn list(shared: &Arc<Shared>, uid: &str, dataset: &str, mounts: &[Mounted]
         };
         let (listing, record) = tokio::join!(listing, record);
         record?;
-        listing.map_err(|source| EngineError::Source { dataset: dataset.to_owned(), source })?;
+        listing.map_err(|error| EngineError::Source { dataset: dataset.to_owned(), source: Box::new(error) })?;
     }
     Ok(())
 }
@@ -223,7 +231,7 @@ impl Fetch {
 
     /// Reads the file into its room and verifies it.
     async fn copy(&self, mounts: &[Mounted], room: &Room) -> Result<Digest, EngineError> {
-        let (place, path, tag) = self.source(mounts)?;
+        let Readable { place, path, tag } = self.source(mounts)?;
         let failed = |source| EngineError::Io { op: "write", file: room.file().display().to_string(), source };
         let mut out = tokio::fs::File::create(room.file()).await.map_err(failed)?;
         let mut hasher = blake3::Hasher::new();
@@ -247,14 +255,14 @@ impl Fetch {
         Ok(digest)
     }
 
-    /// Where the file is read and, if nothing else tells a good copy from a bad one, which version of it.
-    fn source(&self, mounts: &[Mounted]) -> Result<(Arc<dyn Place>, RelativePath, Option<Tag>), EngineError> {
+    /// Where the file is read.
+    fn source(&self, mounts: &[Mounted]) -> Result<Readable, EngineError> {
         let missing = || EngineError::NoSource { dataset: self.dataset.clone(), path: self.file.path.clone() };
         let path = RelativePath::parse(&self.file.path).map_err(|_| missing())?;
         let (mount, below) =
             mounts.iter().find_map(|mount| Some((mount, path.strip_prefix(&mount.path)?))).ok_or_else(missing)?;
         if self.file.digest.is_some() {
-            return Ok((mount.place.clone(), below, None));
+            return Ok(Readable { place: mount.place.clone(), path: below, tag: None });
         }
         let Some(listed) = &self.file.listed else { return Err(self.differs("it is gone")) };
         if listed.bytes != self.file.bytes {
@@ -263,11 +271,11 @@ impl Fetch {
         if listed.mtime_ns != self.file.mtime_ns {
             return Err(self.differs("it has another modification time"));
         }
-        Ok((mount.place.clone(), below, Some(Tag(listed.tag.clone()))))
+        Ok(Readable { place: mount.place.clone(), path: below, tag: Some(Tag(listed.tag.clone())) })
     }
 
-    fn of_source(&self, source: TransferError) -> EngineError {
-        EngineError::Source { dataset: self.dataset.clone(), source }
+    fn of_source(&self, error: TransferError) -> EngineError {
+        EngineError::Source { dataset: self.dataset.clone(), source: Box::new(error) }
     }
 
     fn differs(&self, why: &'static str) -> EngineError {

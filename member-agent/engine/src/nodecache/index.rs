@@ -163,10 +163,10 @@ impl Index {
         set_aside(&transaction, uid).map_err(failed(OP))?;
         let mut links = 0u64;
         for step in walk(request.root, get) {
-            let (path, entry) = step.map_err(|source| EngineError::Manifest {
+            let (path, entry) = step.map_err(|error| EngineError::Manifest {
                 dataset: request.dataset.name.clone(),
                 root: request.root,
-                source,
+                source: Box::new(error),
             })?;
             if !request.paths.is_empty() && !request.paths.iter().any(|wanted| path.strip_prefix(wanted).is_some()) {
                 continue;
@@ -286,7 +286,8 @@ impl Index {
             let mut statement = self.connection.prepare_cached(
                 "SELECT tier, SUM(bytes) FROM objects WHERE id IN (SELECT object FROM uses WHERE uid = ?1) GROUP BY tier",
             )?;
-            let by_tier = statement.query_map([uid], |row| Ok((row.get(0)?, number(row, 1)?)))?.collect::<Result<_, _>>()?;
+            let by_tier =
+                statement.query_map([uid], |row| Ok((row.get(0)?, number(row, 1)?)))?.collect::<Result<_, _>>()?;
             Ok(Some(Held {
                 root,
                 total_files: sums.0 + links,
@@ -344,6 +345,7 @@ fn add_use(
 /// Forgets the objects of `previous` that nobody uses any more.
 fn drop_unused(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<Object>> {
     const UNUSED: &str = "id IN (SELECT object FROM previous) AND NOT EXISTS(SELECT 1 FROM uses u WHERE u.object = id)";
-    let mut statement = transaction.prepare(&format!("DELETE FROM objects WHERE {UNUSED} RETURNING id, tier, bytes"))?;
+    let mut statement =
+        transaction.prepare(&format!("DELETE FROM objects WHERE {UNUSED} RETURNING id, tier, bytes"))?;
     statement.query_map([], object_of)?.collect()
 }

@@ -25,7 +25,7 @@ fn open(directory: &Path, blocks: &BlockStore, quota: u64) -> Arc<dyn Engine> {
     open_tiers(directory, blocks, &[("SSD", quota)])
 }
 
-fn files_below(directory: &Path) -> Vec<std::path::PathBuf> {
+fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
         if entry.path().is_dir() { files.extend(files_below(&entry.path())) } else { files.push(entry.path()) }
@@ -49,7 +49,8 @@ async fn a_file_goes_to_the_first_tier_with_room() {
     engine.prepare(&request).await.unwrap();
     assert_eq!(engine.load(&request).await.unwrap(), Loaded::Complete);
     let report = engine.status("uid-set").await.unwrap().unwrap();
-    let media: Vec<_> = report.nodes[0].media.iter().map(|m| (m.medium.as_str(), m.cached_bytes, m.capacity_bytes)).collect();
+    let media: Vec<_> =
+        report.nodes[0].media.iter().map(|m| (m.medium.as_str(), m.cached_bytes, m.capacity_bytes)).collect();
     assert_eq!(media, [("MEM", 60, 100), ("SSD", 60, 1000)]);
     assert_eq!(report.nodes[0].node, "node-1");
 }

@@ -1,0 +1,37 @@
+//! The member agent: it holds one cluster's desired state and makes it so (④ ⑤ ⑦ on the path).
+//!
+//! ```text
+//! hub ⇄ uplink → ledger → reconciler(gather → plan → apply → report) → ledger → uplink ⇄ hub
+//!                                          └→ engine, transfer
+//! ```
+//! | module | what it does | task |
+//! |---|---|---|
+//! | [`join`] | turns a join token into an identity on disk | |
+//! | [`identity`] | the identity's files | |
+//! | [`connect`] | one TLS connection to one hub | |
+//! | [`uplink`] | keeps a session with some hub: desired state into the ledger, reports out of it | 1 |
+//! | [`ledger`] | what was asked for and what came of it, on disk before anything else happens | |
+//! | [`blocks`] | moves manifest blocks to and from the hub | |
+//! | [`reconciler`] | compares the ledger with what runs and starts, stops, cleans up | 1 and one for each work |
+//! | [`platform`] | the machine: node name, cache tiers, room | |
+//! | [`run`] | puts all of it together, for `up` and for `member run` | 1 (what the agent says of itself) |
+//!
+//! Invariants: nothing is acted on before it is in the ledger, nothing is reported that is not; the hub's absence stops
+//! nothing that was already asked for; all state is in the data directory, so that several agents in one process do not
+//! know of each other.
+//! Deliberately absent: deciding what should be where (the hub).
+
+pub mod blocks;
+pub mod connect;
+pub mod identity;
+pub mod join;
+pub mod ledger;
+pub mod platform;
+pub mod reconciler;
+pub mod run;
+pub mod uplink;
+
+pub use join::{JoinConfig, Joined, join};
+
+pub use run::{Agent, AgentConfig, RunningAgent, StartError};
+pub use uplink::UplinkState;

@@ -1,0 +1,3 @@
+//! What the agent runs on. One so far: a bare machine.
+
+pub mod host;

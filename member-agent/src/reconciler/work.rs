@@ -1,0 +1,346 @@
+//! What the tasks do: scan, cache, migrate, remove, and clean up after them.
+//!
+//! Every attempt reads its assignment from the ledger anew, so that a secret that changed is used; every result is in the
+//! ledger before the task ends. What may pass is tried again after a pause that grows to [`RETRY_LONGEST`], for ever, and
+//! says so; what somebody has to change ends the work with a problem.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fluvial_engine::{CacheRequest, Engine, Loaded};
+use fluvial_model::desired::{CacheWork, MigrateWork, RemoveWork, ScanWork, Work};
+use fluvial_model::kinds;
+use fluvial_model::report::{
+    CacheReport, MigratePhase, MigrateReport, Problem, RemoveReport, Report, ScanReport, StoredReport, Version,
+};
+use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Progress};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::apply::Outcome;
+use super::locate;
+use super::report::{self, Trouble};
+use crate::blocks::{self, HubLink};
+use crate::ledger::{Assignment, Ledger, Secrets};
+
+/// Scans at a time: each is a listing with its database and a few connections.
+const SCANS: usize = 4;
+/// Copies at a time: each holds up to 64 MiB of data in flight.
+const COPIES: usize = 2;
+/// Cache fills at a time; the engine bounds their memory together.
+const LOADS: usize = 4;
+/// The first pause before another attempt.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest.
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// At most so often it is said how far a piece of work is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// What the tasks work with.
+pub struct Works {
+    ledger: Ledger,
+    blocks: BlockStore,
+    journal: Journal,
+    engine: Arc<dyn Engine>,
+    link: HubLink,
+    scans: Semaphore,
+    copies: Semaphore,
+    loads: Semaphore,
+}
+
+impl Works {
+    /// With the agent's stores.
+    #[must_use]
+    pub fn new(ledger: Ledger, blocks: BlockStore, journal: Journal, engine: Arc<dyn Engine>, link: HubLink) -> Self {
+        let (scans, copies, loads) = (Semaphore::new(SCANS), Semaphore::new(COPIES), Semaphore::new(LOADS));
+        Self { ledger, blocks, journal, engine, link, scans, copies, loads }
+    }
+
+    /// Does an assignment at this generation, until it is done, cannot be done, or is cancelled.
+    pub(super) async fn work(&self, id: &str, generation: u64, cancel: CancellationToken) -> Outcome {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let attempt = Box::pin(self.attempt(id, generation, &cancel));
+            let ended = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Outcome::Stopped,
+                ended = attempt => ended,
+            };
+            let (work, problem) = match ended {
+                Ok(()) => return Outcome::Settled,
+                Err((_, Trouble::Cancelled)) => return Outcome::Stopped,
+                Err((work, Trouble::Problem(problem))) => (work, problem),
+            };
+            tracing::warn!(id, generation, reason = problem.reason, retrying = problem.retrying, "{}", problem.message);
+            let retrying = problem.retrying;
+            if let Some(work) = work
+                && let Err(error) = self.tell(id, generation, self.failure(id, &work, problem).await).await
+            {
+                tracing::error!(id, error = &error as &dyn std::error::Error, "the problem could not be noted");
+            }
+            if !retrying {
+                return Outcome::Settled;
+            }
+            if !wait(&mut pause, &cancel).await {
+                return Outcome::Stopped;
+            }
+        }
+    }
+
+    /// Removes what a withdrawn assignment left, then forgets it.
+    pub(super) async fn clean(&self, id: &str, generation: u64, cancel: CancellationToken) -> Outcome {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let cleaned = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Outcome::Stopped,
+                cleaned = Box::pin(self.remove_traces(id)) => cleaned,
+            };
+            match cleaned {
+                Ok(()) => break,
+                Err(Trouble::Cancelled) => return Outcome::Stopped,
+                Err(Trouble::Problem(problem)) => {
+                    tracing::warn!(id, reason = problem.reason, retrying = problem.retrying, "{}", problem.message);
+                    if !problem.retrying {
+                        break;
+                    }
+                }
+            }
+            if !wait(&mut pause, &cancel).await {
+                return Outcome::Stopped;
+            }
+        }
+        self.forget(id, generation).await;
+        Outcome::Settled
+    }
+
+    /// Forgets a withdrawn assignment.
+    pub(super) async fn forget(&self, id: &str, generation: u64) {
+        let owned = id.to_owned();
+        if let Err(error) = self.ledger.call(move |ledger| ledger.forget(&owned, generation)).await {
+            tracing::error!(
+                id,
+                error = &error as &dyn std::error::Error,
+                "a withdrawn assignment could not be forgotten"
+            );
+        }
+    }
+
+    async fn tell(&self, id: &str, generation: u64, report: Report) -> Result<(), crate::ledger::Error> {
+        let id = id.to_owned();
+        self.ledger.call(move |ledger| ledger.report(&id, generation, &report)).await
+    }
+
+    async fn read(&self, id: &str) -> Result<Option<Assignment>, Trouble> {
+        let id = id.to_owned();
+        Ok(self.ledger.call(move |ledger| ledger.assignment(&id)).await?)
+    }
+
+    async fn attempt(
+        &self,
+        id: &str,
+        generation: u64,
+        cancel: &CancellationToken,
+    ) -> Result<(), (Option<Work>, Trouble)> {
+        let assignment = self.read(id).await.map_err(|trouble| (None, trouble))?;
+        // It has changed since the plan: the next one decides.
+        let Some(assignment) = assignment.filter(|a| a.generation == generation && !a.withdrawn) else {
+            return Err((None, Trouble::Cancelled));
+        };
+        let Assignment { work, secrets, .. } = assignment;
+        let done = match &work {
+            Work::Scan(scan) => self.scan(scan, &secrets, cancel).await,
+            Work::Cache(cache) => self.cache(id, generation, cache, &secrets).await,
+            Work::Migrate(migrate) if migrate.cancel => self.discard(migrate, &secrets).await,
+            Work::Migrate(migrate) => self.migrate(id, generation, migrate, &secrets, cancel).await,
+            Work::Remove(remove) => self.remove(remove, &secrets).await,
+        };
+        let told = match done {
+            Ok(report) => self.tell(id, generation, report).await.map_err(Trouble::from),
+            Err(trouble) => Err(trouble),
+        };
+        told.map_err(|trouble| (Some(work), trouble))
+    }
+
+    /// The report of a work that met a problem.
+    async fn failure(&self, id: &str, work: &Work, problem: Problem) -> Report {
+        match work {
+            Work::Scan(scan) => {
+                Report::Scan(ScanReport { generation: scan.generation, found: None, problem: Some(problem) })
+            }
+            Work::Cache(cache) => {
+                let held = self.engine.status(&cache.dataset.uid).await.ok().flatten();
+                let held = held.unwrap_or_else(|| CacheReport { root: cache.root.clone(), ..CacheReport::default() });
+                let phase = if problem.retrying { "Filling" } else { "Failed" };
+                Report::Cache(CacheReport { phase: phase.to_owned(), problem: Some(problem), ..held })
+            }
+            Work::Migrate(_) => {
+                let phase = if problem.retrying { MigratePhase::Copying } else { MigratePhase::Failed };
+                let id = id.to_owned();
+                let progress = match self.ledger.call(move |ledger| ledger.last_report(&id)).await {
+                    Ok(Some(StoredReport { report: Report::Migrate(last), .. })) => last.progress,
+                    _ => kinds::Progress::default(),
+                };
+                Report::Migrate(MigrateReport { phase, progress, version: None, problem: Some(problem) })
+            }
+            Work::Remove(_) => Report::Remove(RemoveReport { removed: false, problem: Some(problem) }),
+        }
+    }
+
+    async fn scan(&self, work: &ScanWork, secrets: &Secrets, cancel: &CancellationToken) -> Result<Report, Trouble> {
+        let mounts = locate::mounts(&work.sources, secrets)?;
+        let found = {
+            let _turn = self.scans.acquire().await.map_err(|_| Trouble::Cancelled)?;
+            fluvial_transfer::scan(&mounts, &self.blocks, cancel.clone()).await?
+        };
+        blocks::push(&self.link, &self.ledger, &self.blocks, found.root).await?;
+        let totals = report::totals(found.totals);
+        let version = Version { root: found.root.to_string(), totals, digested: found.digested };
+        Ok(Report::Scan(ScanReport { generation: work.generation, found: Some(version), problem: None }))
+    }
+
+    async fn cache(&self, id: &str, generation: u64, work: &CacheWork, secrets: &Secrets) -> Result<Report, Trouble> {
+        let request = CacheRequest {
+            dataset: work.dataset.clone(),
+            root: work.root.parse()?,
+            sources: locate::mounts(&work.sources, secrets)?,
+            paths: work.paths.iter().map(|path| locate::path(path)).collect::<Result<_, _>>()?,
+            pinned: work.pinned,
+        };
+        match self.engine.prepare(&request).await {
+            Err(error) if report::lacks_blocks(&error) => {
+                blocks::pull(&self.link, &self.blocks, request.root).await?;
+                self.engine.prepare(&request).await?;
+            }
+            prepared => prepared?,
+        }
+        let uid = &work.dataset.uid;
+        let load = async {
+            let _turn = self.loads.acquire().await.map_err(|_| Trouble::Cancelled)?;
+            self.engine.load(&request).await.map_err(Trouble::from)
+        };
+        tokio::pin!(load);
+        let mut tick = ticker();
+        let loaded = loop {
+            tokio::select! {
+                loaded = &mut load => break loaded?,
+                _ = tick.tick() => {
+                    let held = self.engine.status(uid).await?.unwrap_or_default();
+                    self.tell(id, generation, Report::Cache(held)).await?;
+                }
+            }
+        };
+        let held = self.engine.status(uid).await?.unwrap_or_default();
+        let problem = match loaded {
+            Loaded::Complete => None,
+            Loaded::Partial(message) => Some(Problem { reason: "NoSpace".to_owned(), message, retrying: false }),
+        };
+        Ok(Report::Cache(CacheReport { problem, ..held }))
+    }
+
+    async fn migrate(
+        &self,
+        id: &str,
+        generation: u64,
+        work: &MigrateWork,
+        secrets: &Secrets,
+        cancel: &CancellationToken,
+    ) -> Result<Report, Trouble> {
+        let source_root = work.root.as_deref().map(str::parse).transpose()?;
+        let target = locate::location(&work.target, secrets)?;
+        let mut job = CopyJob::new(work.operation.clone(), locate::mounts(&work.sources, secrets)?, target);
+        job.source_root = source_root;
+        if work.streams > 0 {
+            job.streams = usize::try_from(work.streams).unwrap_or(usize::MAX);
+        }
+        if let Some(root) = source_root {
+            blocks::pull(&self.link, &self.blocks, root).await?;
+        }
+        let progress = watch::Sender::new(Progress::default());
+        let mut news = progress.subscribe();
+        let context = CopyContext::new(self.journal.clone(), self.blocks.clone(), progress, cancel.clone());
+        let copy = async {
+            let _turn = self.copies.acquire().await.map_err(|_| Trouble::Cancelled)?;
+            fluvial_transfer::copy(job, context).await.map_err(Trouble::from)
+        };
+        tokio::pin!(copy);
+        let mut tick = ticker();
+        let copied = loop {
+            tokio::select! {
+                copied = &mut copy => break copied?,
+                _ = tick.tick() => {
+                    let report = {
+                        let now = news.borrow_and_update();
+                        let (phase, progress) = (report::phase(now.phase), report::progress(&now));
+                        MigrateReport { phase, progress, version: None, problem: None }
+                    };
+                    self.tell(id, generation, Report::Migrate(report)).await?;
+                }
+            }
+        };
+        blocks::push(&self.link, &self.ledger, &self.blocks, copied.root).await?;
+        let totals = report::totals(copied.totals);
+        let progress = kinds::Progress {
+            files_done: totals.files,
+            files_total: totals.files,
+            bytes_done: totals.bytes,
+            bytes_total: totals.bytes,
+            ..kinds::Progress::default()
+        };
+        let version = Some(Version { root: copied.root.to_string(), totals, digested: true });
+        Ok(Report::Migrate(MigrateReport { phase: MigratePhase::Done, progress, version, problem: None }))
+    }
+
+    async fn discard(&self, work: &MigrateWork, secrets: &Secrets) -> Result<Report, Trouble> {
+        let target = locate::location(&work.target, secrets)?;
+        fluvial_transfer::discard(&work.operation, &target, &self.journal).await?;
+        let progress = kinds::Progress::default();
+        Ok(Report::Migrate(MigrateReport { phase: MigratePhase::Discarded, progress, version: None, problem: None }))
+    }
+
+    async fn remove(&self, work: &RemoveWork, secrets: &Secrets) -> Result<Report, Trouble> {
+        let target = locate::location(&work.target, secrets)?;
+        fluvial_transfer::remove_tree(&target).await?;
+        Ok(Report::Remove(RemoveReport { removed: true, problem: None }))
+    }
+
+    async fn remove_traces(&self, id: &str) -> Result<(), Trouble> {
+        let Some(assignment) = self.read(id).await? else { return Ok(()) };
+        match &assignment.work {
+            Work::Cache(work) => self.engine.evict(&work.dataset.uid).await?,
+            Work::Migrate(work) => {
+                let owned = id.to_owned();
+                let last = self.ledger.call(move |ledger| ledger.last_report(&owned)).await?;
+                let done = last.is_some_and(
+                    |last| matches!(&last.report, Report::Migrate(report) if report.phase == MigratePhase::Done),
+                );
+                // A finished copy is a home by now: it is the hub's to remove. Its journal stays: it is what answers
+                // for the copy if the same operation is ever asked for again.
+                if !done {
+                    let target = locate::location(&work.target, &assignment.secrets)?;
+                    fluvial_transfer::discard(&work.operation, &target, &self.journal).await?;
+                }
+            }
+            Work::Scan(_) | Work::Remove(_) => {}
+        }
+        Ok(())
+    }
+}
+
+fn ticker() -> tokio::time::Interval {
+    let mut tick = tokio::time::interval(PROGRESS_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
+/// Waits between attempts, each time longer; false if it was cancelled.
+async fn wait(pause: &mut Duration, cancel: &CancellationToken) -> bool {
+    // Half of it is random: what failed together does not come back together.
+    let now = pause.mul_f64(rand::random_range(0.5..1.0));
+    *pause = (*pause * 2).min(RETRY_LONGEST);
+    tokio::select! {
+        () = cancel.cancelled() => false,
+        () = tokio::time::sleep(now) => true,
+    }
+}

@@ -1,0 +1,236 @@
+//! The agent as a whole: opened, run, ended. Used by `up` in its own process and by `member run`.
+//!
+//! Everything it keeps is in its data directory: `agent.json` and the other identity files, `ledger.db`, `journal.db`,
+//! `blocks/`, `cache.db`, and, by default, `cache/`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fluvial_certs::Reloadable;
+use fluvial_certs::tls::ALPN_H2;
+use fluvial_engine::{Engine, EngineError, NodeCache, NodeCacheConfig};
+use fluvial_model::kinds::NodeUsage;
+use fluvial_model::report::AgentReport;
+use fluvial_transfer::{BlockStore, Journal, TransferError};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::blocks::HubLink;
+use crate::identity::{self, AgentFile, DataDir};
+use crate::ledger::{self, Ledger};
+use crate::platform::host::{self, TierConfig};
+use crate::reconciler;
+use crate::reconciler::apply::Runner;
+use crate::reconciler::work::Works;
+use crate::uplink::{Uplink, UplinkState};
+
+/// How long a start waits for the one before it on the same directory to let go.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How often what the agent says of itself is looked at anew.
+const PROFILE_EVERY: Duration = Duration::from_secs(10);
+/// How long the tasks may take to end: the reconciler's own limit and some.
+const SHUTDOWN: Duration = Duration::from_secs(25);
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+const REGION: &str = "topology.kubernetes.io/region";
+
+/// What an agent is made of.
+#[derive(Debug, Clone, Default)]
+pub struct AgentConfig {
+    /// The directory that a join has filled.
+    pub data_dir: PathBuf,
+    /// Cache tiers, fastest first; if empty, one SSD tier in the data directory.
+    pub tiers: Vec<TierConfig>,
+    /// The node's name; if not given, the machine's.
+    pub node_name: Option<String>,
+    /// The node's labels, of which zone and region are reported.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Why an agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("start agent: {dir} belongs to no cluster yet: join with `fluvial member join`")]
+    NotJoined { dir: String },
+    #[error("start agent: read identity")]
+    Identity(#[source] identity::Error),
+    #[error("start agent: prepare tls")]
+    Tls(#[source] fluvial_certs::tls::Error),
+    #[error("start agent")]
+    Ledger(#[source] ledger::Error),
+    #[error("start agent: prepare node")]
+    Platform(#[source] host::Error),
+    #[error("start agent: open stores")]
+    Stores(#[source] TransferError),
+    #[error("start agent: open cache")]
+    Engine(#[source] EngineError),
+    #[error("start agent: the program is ending")]
+    Ending,
+}
+
+/// The agent, before it runs.
+#[derive(Debug)]
+pub struct Agent;
+
+/// An agent that runs. Dropped, it ends at once, resumably; [`RunningAgent::shutdown`] ends it in order.
+#[derive(Debug)]
+pub struct RunningAgent {
+    agent: AgentFile,
+    cancel: CancellationToken,
+    tasks: JoinSet<()>,
+    state: watch::Receiver<UplinkState>,
+}
+
+/// What was opened.
+struct Opened {
+    dir: DataDir,
+    agent: AgentFile,
+    credentials: Arc<Reloadable>,
+    ledger: Ledger,
+    blocks: BlockStore,
+    journal: Journal,
+    engine: Arc<dyn Engine>,
+}
+
+impl Agent {
+    /// Opens everything and starts the tasks. Needs no hub: what was asked for before goes on.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: AgentConfig) -> Result<RunningAgent, StartError> {
+        let Opened { dir, agent, credentials, ledger, blocks, journal, engine } =
+            tokio::task::spawn_blocking(move || open(config)).await.map_err(|_| StartError::Ending)??;
+        let cancel = CancellationToken::new();
+        let (channel, follow) = (watch::Sender::new(None), watch::Sender::new(UplinkState::Connecting));
+        let link = HubLink::new(channel.subscribe());
+        let state = follow.subscribe();
+        let profile = watch::Sender::new(describe(&agent, engine.as_ref()).await);
+
+        let mut tasks = JoinSet::new();
+        let uplink = Uplink {
+            dir,
+            agent: agent.clone(),
+            ledger: ledger.clone(),
+            credentials,
+            channel,
+            state: follow,
+            profile: profile.subscribe(),
+            cancel: cancel.clone(),
+        };
+        let runner = Runner::new(Works::new(ledger.clone(), blocks, journal, engine.clone(), link));
+        tasks.spawn(uplink.run());
+        tasks.spawn(keep_profile(agent.clone(), engine.clone(), profile, cancel.clone()));
+        let reconcile = cancel.clone();
+        tasks.spawn(async move {
+            reconciler::run(ledger, runner, reconcile).await;
+            engine.stop().await;
+        });
+        Ok(RunningAgent { agent, cancel, tasks, state })
+    }
+}
+
+/// Opens everything that is on disk.
+fn open(config: AgentConfig) -> Result<Opened, StartError> {
+    let AgentConfig { data_dir, tiers, node_name, labels } = config;
+    let dir = DataDir::open(&data_dir).map_err(StartError::Identity)?;
+    let agent = dir.agent().map_err(StartError::Identity)?;
+    let agent = agent.ok_or_else(|| StartError::NotJoined { dir: data_dir.display().to_string() })?;
+    let ledger = open_ledger(&dir)?;
+    let bundle = dir.bundle().map_err(StartError::Identity)?;
+    let credentials = Arc::new(Reloadable::new(bundle, &[ALPN_H2]).map_err(StartError::Tls)?);
+    let blocks = BlockStore::open(data_dir.join("blocks")).map_err(StartError::Stores)?;
+    let journal = Journal::open(data_dir.join("journal.db")).map_err(StartError::Stores)?;
+    let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
+    let node = NodeUsage {
+        node: node_name.map_or_else(host::node_name, Ok).map_err(StartError::Platform)?,
+        zone: label(ZONE),
+        region: label(REGION),
+        media: Vec::new(),
+    };
+    let tiers = host::tiers(&tiers, &data_dir).map_err(StartError::Platform)?;
+    let cache = NodeCacheConfig { index: data_dir.join("cache.db"), tiers, node, blocks: blocks.clone() };
+    let engine = Arc::new(NodeCache::open(cache).map_err(StartError::Engine)?);
+    Ok(Opened { dir, agent, credentials, ledger, blocks, journal, engine })
+}
+
+/// Opens the ledger; an agent that was dropped a moment ago holds its lock until its last call has returned.
+fn open_ledger(dir: &DataDir) -> Result<Ledger, StartError> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match Ledger::open(dir.path()) {
+            Err(ledger::Error::Locked { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened.map_err(StartError::Ledger),
+        }
+    }
+}
+
+async fn describe(agent: &AgentFile, engine: &dyn Engine) -> AgentReport {
+    let nodes = engine.usage().await.unwrap_or_else(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the cache's use is not known");
+        Vec::new()
+    });
+    AgentReport {
+        platform: "host".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance: agent.instance.clone(),
+        engines: vec![engine.name().to_owned()],
+        nodes,
+    }
+}
+
+async fn keep_profile(
+    agent: AgentFile,
+    engine: Arc<dyn Engine>,
+    profile: watch::Sender<AgentReport>,
+    cancel: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(PROFILE_EVERY) => {}
+        }
+        let now = describe(&agent, engine.as_ref()).await;
+        profile.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
+    }
+}
+
+impl RunningAgent {
+    /// The cluster that it acts for.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        &self.agent.cluster
+    }
+
+    /// How it stands with the hubs; changes are seen by waiting on the receiver.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<UplinkState> {
+        self.state.clone()
+    }
+
+    /// Ends every task in order; what is unfinished goes on at the next start.
+    pub async fn shutdown(mut self) {
+        self.cancel.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN, all).await.is_err() {
+            tracing::warn!("the agent did not end in time and was dropped");
+            self.tasks.shutdown().await;
+        }
+    }
+}
+
+impl Drop for RunningAgent {
+    fn drop(&mut self) {
+        // The set of tasks aborts what is left.
+        self.cancel.cancel();
+    }
+}
