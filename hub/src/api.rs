@@ -23,6 +23,7 @@ pub mod openapi;
 pub mod options;
 pub mod patch;
 pub mod path;
+pub mod protobuf;
 pub mod read;
 pub mod selection;
 pub mod special;

@@ -128,10 +128,10 @@ fn kinds_namespace_problem(name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Plural, namespace, name and part of a path.
-    type Parsed = (&'static str, Option<String>, Option<String>, Part);
+    /// Plural, namespace, name, part.
+    type Named = (&'static str, Option<String>, Option<String>, Part);
 
-    fn read(group: &str, version: &str, path: &str) -> Result<Parsed, u16> {
+    fn read(group: &str, version: &str, path: &str) -> Result<Named, u16> {
         let rest = segments(path).map_err(|e| e.code().as_u16())?;
         let target = target(group, version, &rest, path).map_err(|e| e.code().as_u16())?;
         Ok((target.kind.info.plural, target.namespace, target.name, target.part))

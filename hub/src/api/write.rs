@@ -15,7 +15,6 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use rand::RngExt as _;
 use serde_json::{Map, Value, json};
 
-use super::ApiState;
 use super::body::{self, Incoming, Notation};
 use super::negotiate::content_type;
 use super::options::Options;
@@ -24,6 +23,7 @@ use super::path::{Part, Target};
 use super::read::answer;
 use super::status::{ApiError, Subject};
 use super::stored::{self, Held};
+use super::{ApiState, protobuf};
 use crate::admission::{self, AdmissionError, Admitted};
 use crate::clock::fresh_uid;
 
@@ -118,8 +118,14 @@ fn incoming(
     bytes: &[u8],
     name: &str,
 ) -> Result<Incoming, ApiError> {
-    let notation = Notation::of(&content_type(headers))?;
-    let value = body::parse(bytes, notation, target.kind.info.secret)?;
+    let info = &target.kind.info;
+    let media_type = content_type(headers);
+    let value = if media_type == protobuf::MEDIA_TYPE && protobuf::is_read(info) {
+        let malformed = || ApiError::BadRequest(format!("the body is no protobuf of a {}", info.kind));
+        protobuf::parse(info, bytes).ok_or_else(malformed)?
+    } else {
+        body::parse(bytes, Notation::of(&media_type)?, info.secret)?
+    };
     body::decode(target.kind, name, value, options.field_validation()?)
 }
 

@@ -72,9 +72,10 @@ pub fn decide(path: &str, headers: &HeaderMap, verified: Option<&Verified>) -> R
     }
 }
 
-/// Whether a path leads to what hubs need of each other to start at all.
-pub(super) fn is_between_hubs(path: &str) -> bool {
-    path.strip_prefix('/').and_then(|rest| rest.split('/').next()) == Some(PEER)
+/// Whether a request is answered before it is known who is denied: hubs need each other to find that out, and probes
+/// say nothing.
+pub(super) fn precedes_deny_list(path: &str) -> bool {
+    PROBES.contains(&path) || path.strip_prefix('/').and_then(|rest| rest.split('/').next()) == Some(PEER)
 }
 
 /// The gRPC service that a request is for, if it is gRPC. One of the two signs is enough, so that leaving the other

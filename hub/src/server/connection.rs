@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tracing::debug;
 
-use super::access::{Denial, Family, decide, is_between_hubs};
+use super::access::{Denial, Family, decide, precedes_deny_list};
 use super::{Guard, Peer, Services};
 use crate::api::Caller;
 
@@ -181,8 +181,8 @@ impl Front {
         if let Some(Err(error)) = verified.map(|v| self.guard.denied.check(v)) {
             return refusal(family, StatusCode::FORBIDDEN, &error.to_string());
         }
-        // Hubs must agree before any of them can read what is denied; everyone else waits for that.
-        if !is_between_hubs(request.uri().path()) && *self.guard.denied_changed.borrow() == 0 {
+        // Everyone else waits until the store could be read for the first time.
+        if !precedes_deny_list(request.uri().path()) && *self.guard.denied_changed.borrow() == 0 {
             return refusal(family, StatusCode::SERVICE_UNAVAILABLE, "this hub is starting: try again");
         }
         request.extensions_mut().insert(self.peer.clone());

@@ -95,11 +95,20 @@ impl TestHub {
 
     /// TLS as `identity`, with a certificate that is made now.
     pub(super) fn tls(&self, identity: Option<&Identity>, alpn: &'static [u8]) -> Arc<ClientConfig> {
+        self.tls_for(identity, alpn, Duration::from_secs(24 * 3600))
+    }
+
+    /// The same, with a certificate that is good for `life`.
+    pub(super) fn tls_for(
+        &self,
+        identity: Option<&Identity>,
+        alpn: &'static [u8],
+        life: Duration,
+    ) -> Arc<ClientConfig> {
         let roots = self.authority.cert_pem();
         let bundle = identity.map(|identity| {
             let key = KeyPair::generate().unwrap();
-            let day = Duration::from_secs(24 * 3600);
-            let leaf = self.authority.issue_for_key(&key, identity, &[], Timestamp::now(), day).unwrap();
+            let leaf = self.authority.issue_for_key(&key, identity, &[], Timestamp::now(), life).unwrap();
             Bundle::new(&leaf.cert_pem, &key, &roots).unwrap()
         });
         let trusted = fluvial_certs::bundle::parse_roots(&roots).unwrap();

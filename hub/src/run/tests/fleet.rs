@@ -13,7 +13,7 @@ use super::session::{Agent, assign, register};
 use crate::enrol::TokenRequest;
 use crate::run::{JoinOptions, RunError, admin_kubeconfig, join};
 
-async fn second(first: &TestHub) -> TestHub {
+async fn another(first: &TestHub, id: u64) -> TestHub {
     let request = TokenRequest { hub: true, ..TokenRequest::default() };
     let token = first.token_at(&request, std::sync::Arc::new(crate::clock::SystemClock)).await;
     let directory = tempfile::tempdir().unwrap();
@@ -26,19 +26,21 @@ async fn second(first: &TestHub) -> TestHub {
         advertise: None,
     };
     let record = join(options).await.unwrap();
-    assert_eq!((record.node_id, record.first), (2, false));
+    assert_eq!((record.node_id, record.first), (id, false));
     TestHub::run(directory, listener).await
+}
+
+/// Waits until so many hubs vote.
+async fn voters(hub: &TestHub, expected: usize) {
+    let count = || hub.hub.store().members().into_iter().filter(|m| m.role == Role::Voter).count();
+    eventually("the hubs vote", || async { (count() == expected).then_some(()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hub_joins_by_token_and_what_one_writes_the_other_watches() {
     let one = TestHub::start().await;
-    let two = second(&one).await;
-    let voters = || async {
-        let voters = one.hub.store().members().into_iter().filter(|m| m.role == Role::Voter).count();
-        (voters == 2).then_some(())
-    };
-    eventually("the second hub votes", voters).await;
+    let two = another(&one, 2).await;
+    voters(&one, 2).await;
 
     let mut watch = two.hub.store().watch("/test/", Revision(0)).await.unwrap();
     one.put("/test/a", b"1".to_vec()).await;
@@ -66,7 +68,7 @@ async fn a_hub_joins_by_token_and_what_one_writes_the_other_watches() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_is_served_by_any_hub_and_by_one_at_a_time() {
     let one = TestHub::start().await;
-    let two = second(&one).await;
+    let two = another(&one, 2).await;
     register(&one, "alpha").await;
     let mut agent = Agent::connect(two.channel(Some(&cluster("alpha"))), "i", 0, 0).await;
     agent.welcome().await;
@@ -116,4 +118,22 @@ async fn a_hub_goes_on_from_its_data_directory() {
     let parsed: Value = serde_yaml_ng::from_str(&kubeconfig).unwrap();
     assert_eq!(parsed["clusters"][0]["cluster"]["server"], "https://hub.example:7443");
     hub.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_served_after_the_first_of_three_hubs_is_gone() {
+    let one = TestHub::start().await;
+    let two = another(&one, 2).await;
+    let three = another(&one, 3).await;
+    voters(&one, 3).await;
+    register(&one, "alpha").await;
+    let mut agent = Agent::connect(three.channel(Some(&cluster("alpha"))), "i", 0, 0).await;
+    agent.welcome().await;
+    one.hub.shutdown().await;
+    assert!(two.hub.ready(LIMIT).await);
+    let assigned = assign(&two, "alpha", "one", None).await;
+    let told = agent.assign().await;
+    assert_eq!((told.id, told.generation), assigned);
+    three.hub.shutdown().await;
+    two.hub.shutdown().await;
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use fluvial_certs::tls::ALPN_H2;
 use jiff::Timestamp;
 
-use super::fixture::{TestHub, cluster};
+use super::fixture::{LIMIT, TestHub, channel, cluster};
 use super::session::{Agent, register};
 use crate::enrol::revocation;
 
@@ -34,5 +35,18 @@ async fn a_revoked_agent_is_cut_off_at_once_and_stays_out() {
     fresh.welcome().await;
     bystander.say(fluvial_proto::v1::agent_message::Message::Heartbeat(Default::default())).await;
     bystander.next().await.unwrap();
+    hub.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_when_its_certificate_does() {
+    let hub = TestHub::start().await;
+    register(&hub, "alpha").await;
+    let brief = hub.tls_for(Some(&cluster("alpha")), ALPN_H2, Duration::from_secs(3));
+    let mut agent = Agent::connect(channel(hub.address(), brief), "i", 0, 0).await;
+    agent.welcome().await;
+    // Without an end it would go on: this agent says nothing for less time than makes a hub give up on it.
+    let ended = async { while agent.next().await.is_ok() {} };
+    tokio::time::timeout(LIMIT / 2, ended).await.expect("the session ends with the certificate");
     hub.hub.shutdown().await;
 }

@@ -14,7 +14,6 @@ use fluvial_model::kinds::{Cluster, Dataset, DatasetSpec, DatasetStatus, Mount, 
 use fluvial_model::manifest::{BlockHash, Digest, Entry, File, RelativePath, TreeBuilder};
 use fluvial_model::report::{AgentReport, CacheReport, Report, StoredReport, report_key};
 use fluvial_model::resource::Resource as _;
-use fluvial_model::store::Revision;
 use fluvial_model::uri::Uri;
 use fluvial_proto::v1;
 use fluvial_proto::v1::agent_message::Message as FromAgent;
@@ -64,13 +63,15 @@ impl Agent {
         }
     }
 
-    /// Everything up to the next `Synced`: assigned and withdrawn ids with their generations, and the revision.
-    pub(super) async fn until_synced(&mut self) -> (Vec<(String, u64)>, Vec<(String, u64)>, u64) {
+    /// Everything up to the `Synced` that is not behind revision `at`: assigned and withdrawn ids with their
+    /// generations, and its revision. A hub may sync an agent that comes back before it has seen what is new.
+    pub(super) async fn until_synced(&mut self, at: u64) -> (Vec<(String, u64)>, Vec<(String, u64)>, u64) {
         let (mut assigned, mut withdrawn) = (Vec::new(), Vec::new());
         loop {
             match self.next().await.unwrap() {
                 ToAgent::Assign(assign) => assigned.push((assign.id, assign.generation)),
                 ToAgent::Withdraw(withdraw) => withdrawn.push((withdraw.id, withdraw.generation)),
+                ToAgent::Synced(synced) if synced.revision < at => {}
                 ToAgent::Synced(synced) => return (assigned, withdrawn, synced.revision),
                 other => panic!("{other:?}"),
             }
@@ -152,25 +153,25 @@ async fn an_agent_is_told_everything_once_and_then_what_changed() {
     let mut agent = Agent::connect(channel.clone(), "i", 0, 0).await;
     let welcome = agent.welcome().await;
     assert_eq!((welcome.epoch, welcome.full, welcome.hubs), (1, true, vec![hub.address()]));
-    let (assigned, withdrawn, _) = agent.until_synced().await;
+    let (assigned, withdrawn, _) = agent.until_synced(two.1).await;
     assert_eq!((assigned, withdrawn), (vec![one.clone(), two.clone()], vec![]));
 
     let three = assign(&hub, "alpha", "three", None).await;
-    let (assigned, _, cursor) = agent.until_synced().await;
+    let (assigned, _, cursor) = agent.until_synced(three.1).await;
     assert_eq!(assigned, [three]);
     drop(agent);
 
     let gone = hub.delete(&assignment_key("alpha", &one.0)).await;
     let mut agent = Agent::connect(channel.clone(), "i", 1, cursor).await;
     assert!(!agent.welcome().await.full);
-    let (assigned, withdrawn, cursor) = agent.until_synced().await;
+    let (assigned, withdrawn, cursor) = agent.until_synced(gone.0).await;
     assert_eq!((assigned, withdrawn), (vec![], vec![(one.0, gone.0)]));
     drop(agent);
 
     // A cursor of another history is of no use.
     let mut agent = Agent::connect(channel, "i", 7, cursor).await;
     assert!(agent.welcome().await.full);
-    assert_eq!(agent.until_synced().await.0.len(), 2);
+    assert_eq!(agent.until_synced(cursor).await.0.len(), 2);
     hub.hub.shutdown().await;
 }
 
@@ -188,7 +189,7 @@ async fn a_changed_secret_reaches_the_agents_that_use_it() {
     let first = agent.assign().await;
     assert_eq!((&first.id, first.generation), (&id, assigned_at));
     assert_eq!(first.secrets, [("default/s3/password".to_owned(), "first".to_owned())].into());
-    let (_, _, cursor) = agent.until_synced().await;
+    let (_, _, cursor) = agent.until_synced(assigned_at).await;
 
     let changed = put_secret(&hub, "s3", "second").await;
     let second = agent.assign().await;
@@ -378,10 +379,10 @@ async fn the_cursor_of_a_synced_agent_is_not_behind_what_it_was_told() {
     register(&hub, "alpha").await;
     let mut agent = Agent::connect(hub.channel(Some(&cluster("alpha"))), "i", 0, 0).await;
     agent.welcome().await;
-    agent.until_synced().await;
-    let (_, generation) = assign(&hub, "alpha", "one", None).await;
-    let (assigned, _, cursor) = agent.until_synced().await;
-    assert_eq!(assigned.len(), 1);
-    assert!(Revision(cursor) >= Revision(generation));
+    agent.until_synced(0).await;
+    let (id, generation) = assign(&hub, "alpha", "one", None).await;
+    let (assigned, _, cursor) = agent.until_synced(generation).await;
+    assert_eq!(assigned, [(id, generation)]);
+    assert!(cursor >= generation);
     hub.hub.shutdown().await;
 }
