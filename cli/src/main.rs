@@ -4,13 +4,14 @@
 
 mod client;
 mod commands;
+mod local;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{hub, query, token};
+use crate::commands::{hub, member, query, token, up};
 
 /// A federation hub for datasets.
 #[derive(Debug, Parser)]
@@ -25,9 +26,14 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run hubs and host members in one process.
+    Up(up::Arguments),
     /// Make a hub, run it, or let another hub join.
     #[command(subcommand)]
     Hub(hub::Command),
+    /// Let this machine join as a cluster, or run its agent.
+    #[command(subcommand)]
+    Member(member::Command),
     /// Tokens to join with.
     #[command(subcommand)]
     Token(token::Command),
@@ -48,7 +54,9 @@ fn main() -> ExitCode {
     let outcome = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
             match arguments.command {
+                Command::Up(up) => up::run(up).await,
                 Command::Hub(command) => hub::run(command).await,
+                Command::Member(command) => member::run(command).await,
                 Command::Token(command) => token::run(arguments.kubeconfig, command).await,
                 Command::Query(query) => query::run(arguments.kubeconfig, query).await,
             }

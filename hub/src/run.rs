@@ -300,6 +300,12 @@ impl RunningHub {
         &self.liveness
     }
 
+    /// How many hubs have a vote, as far as this one knows.
+    #[must_use]
+    pub fn voters(&self) -> usize {
+        self.store.members().into_iter().filter(|member| member.role == fluvial_raft::Role::Voter).count()
+    }
+
     /// Who leads.
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {

@@ -7,5 +7,7 @@
 #![allow(clippy::panic, reason = "a helper of tests reports by panicking")]
 
 pub mod bed;
+pub mod federation;
 pub mod minio;
+pub mod tree;
 pub mod wait;

@@ -8,8 +8,8 @@ use clap::Subcommand;
 use fluvial_certs::TrustDomain;
 use fluvial_hub::run::{self, Hub, HubConfig, InitOptions, JoinOptions};
 use secrecy::SecretString;
-use tokio::signal::unix::{SignalKind, signal};
 
+use super::until_told_to_stop;
 use crate::client::write_private;
 
 #[derive(Debug, Subcommand)]
@@ -82,13 +82,10 @@ pub(crate) async fn run(command: Command) -> Result<()> {
 }
 
 async fn serve(data_dir: PathBuf) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let stop = until_told_to_stop()?;
     let hub = Hub::start(HubConfig::new(data_dir)).await?;
     eprintln!("hub {} listens on {}", hub.record().node_id, hub.address());
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted.context("listening for SIGINT")?,
-        _ = terminate.recv() => {}
-    }
+    stop.await;
     hub.shutdown().await;
     Ok(())
 }

@@ -107,7 +107,7 @@ impl Joins {
         let csr = self.issuer.read(&request.csr)?;
         let purpose = purpose(request)?;
         for _ in 0..TRIES {
-            match self.try_admit(&token, &csr, &purpose, &request.hub_address).await? {
+            match self.try_admit(&token, &csr, purpose.as_ref(), &request.hub_address).await? {
                 Step::Done(admitted) => return Ok((csr, admitted)),
                 Step::Again => {}
             }
@@ -115,15 +115,22 @@ impl Joins {
         Err(Status::aborted("the token is being used by several at once: try again"))
     }
 
-    async fn try_admit(&self, token: &JoinToken, csr: &Csr, purpose: &Purpose, address: &str) -> Result<Step, Status> {
+    async fn try_admit(
+        &self,
+        token: &JoinToken,
+        csr: &Csr,
+        asked: Option<&Purpose>,
+        address: &str,
+    ) -> Result<Step, Status> {
         let found = self.objects.get::<kinds::JoinToken>("", token.id(), Consistency::Linearizable).await;
         let stored = found.map_err(unavailable)?;
         let now = self.issuer.clock.now();
         // An unknown token is judged like a known one with another secret, for the same time and with the same answer.
         let record = stored.as_ref().map_or_else(unknown, |stored| record(&stored.object));
-        let judged = verdict(&record, token, &csr.key_hash(), purpose, now).map_err(refused)?;
+        let purpose = asked.cloned().unwrap_or_else(|| named_by(&record));
+        let judged = verdict(&record, token, &csr.key_hash(), &purpose, now).map_err(refused)?;
         let Some(stored) = stored else { return Err(refused(Refusal::WrongSecret)) };
-        match (judged, purpose) {
+        match (judged, &purpose) {
             (Verdict::Consume, Purpose::Cluster(name)) => {
                 self.consume(
                     stored,
@@ -288,19 +295,27 @@ pub async fn admitted_hubs(objects: &Objects, consistency: Consistency) -> Resul
     listing.items.iter().map(read).collect()
 }
 
-/// What the caller wants to become.
-fn purpose(request: &v1::JoinRequest) -> Result<Purpose, Status> {
+/// What the caller wants to become; nothing for the cluster that the token names.
+fn purpose(request: &v1::JoinRequest) -> Result<Option<Purpose>, Status> {
     match (request.cluster.as_str(), request.hub_address.as_str()) {
-        ("", "") => Err(Status::invalid_argument("say which cluster joins, or at which address the new hub listens")),
+        ("", "") => Ok(None),
         ("", address) => match split_address(address) {
-            Some(_) if address.len() <= 300 => Ok(Purpose::Hub),
+            Some(_) if address.len() <= 300 => Ok(Some(Purpose::Hub)),
             _ => Err(Status::invalid_argument(format!("hub address \"{}\" is not HOST:PORT", printable(address)))),
         },
         (name, "") => match NameRule::Dns1035Label.problem(name) {
             Some(problem) => Err(Status::invalid_argument(format!("cluster \"{}\": {problem}", printable(name)))),
-            None => Ok(Purpose::Cluster(name.to_owned())),
+            None => Ok(Some(Purpose::Cluster(name.to_owned()))),
         },
         _ => Err(Status::invalid_argument("either a cluster or a hub joins, not both at once")),
+    }
+}
+
+/// The cluster that a token names; one that it cannot be used for if it is a hub's.
+fn named_by(record: &TokenRecord) -> Purpose {
+    match &record.purpose {
+        Purpose::Cluster(name) => Purpose::Cluster(name.clone()),
+        Purpose::Hub => Purpose::Cluster(String::new()),
     }
 }
 

@@ -54,6 +54,17 @@ async fn a_token_makes_a_cluster_once_and_the_same_key_may_ask_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_that_names_no_cluster_becomes_the_one_of_its_token() {
+    let hub = TestHub::start().await;
+    let token = hub.token("alpha").await;
+    assert_eq!(join(&hub, &token, "", &KeyPair::generate().unwrap()).await.unwrap().cluster, "alpha");
+    let request = TokenRequest { hub: true, ..TokenRequest::default() };
+    let token = hub.token_at(&request, Arc::new(crate::clock::SystemClock)).await;
+    assert_eq!(refusal(&hub, &token, "").await, Code::PermissionDenied, "a hub's token");
+    hub.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_expired_altered_unknown_or_anothers_is_refused() {
     let hub = TestHub::start().await;
     let an_hour_ago = Timestamp::now().checked_sub(SignedDuration::from_hours(1)).unwrap();

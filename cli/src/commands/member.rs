@@ -1,0 +1,135 @@
+//! `fluvial member`: join, run.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use clap::Subcommand;
+use fluvial_member_agent::platform::host::TierConfig;
+use fluvial_member_agent::{Agent, AgentConfig, JoinConfig, UplinkState};
+use secrecy::SecretString;
+
+use super::until_told_to_stop;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Let this machine join as a cluster, with a token of `fluvial token create --cluster`.
+    Join {
+        /// A hub, https://HOST:PORT.
+        #[arg(long)]
+        hub: String,
+        #[arg(long, env = "FLUVIAL_TOKEN", hide_env_values = true)]
+        token: String,
+        #[arg(long)]
+        data_dir: PathBuf,
+        /// The cluster, if it is to be checked against the token's.
+        #[arg(long)]
+        cluster: Option<String>,
+    },
+    /// Run the agent of a cluster that has joined, until SIGINT or SIGTERM.
+    Run {
+        #[arg(long)]
+        data_dir: PathBuf,
+        /// A cache tier, fastest first: MEM, SSD or HDD, its folder, and the most bytes in it. One SSD tier in the data
+        /// directory if not given.
+        #[arg(long = "tier", value_name = "MEDIUM=DIR[:BYTES]", value_parser = tier)]
+        tiers: Vec<TierConfig>,
+        /// The node's name; the machine's if not given.
+        #[arg(long)]
+        node_name: Option<String>,
+        /// A label of the node, such as topology.kubernetes.io/zone=a.
+        #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = label)]
+        node_labels: Vec<(String, String)>,
+    },
+}
+
+fn tier(text: &str) -> Result<TierConfig, String> {
+    let wrong = |why: &str| {
+        format!("\"{text}\" is no tier: {why}; write MEDIUM=DIR or MEDIUM=DIR:BYTES, such as SSD=/cache:20Gi")
+    };
+    let (medium, rest) = text.split_once('=').ok_or_else(|| wrong("it has no '='"))?;
+    if !["MEM", "SSD", "HDD"].contains(&medium) {
+        return Err(wrong("the medium must be MEM, SSD or HDD"));
+    }
+    let (dir, quota_bytes) = match rest.rsplit_once(':') {
+        Some((dir, size)) => (dir, Some(bytes(size).ok_or_else(|| wrong("its size is no number of bytes"))?)),
+        None => (rest, None),
+    };
+    if dir.is_empty() {
+        return Err(wrong("it has no folder"));
+    }
+    Ok(TierConfig { medium: medium.to_owned(), dir: dir.into(), quota_bytes })
+}
+
+/// Bytes of a text such as `1048576`, `512Mi` or `20Gi`; at least one.
+fn bytes(text: &str) -> Option<u64> {
+    let units = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)];
+    let unit = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
+    let (number, shift) = unit.unwrap_or((text, 0));
+    number.parse::<u64>().ok().filter(|n| *n > 0)?.checked_mul(1 << shift)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("\"{text}\" is no label: write KEY=VALUE")),
+    }
+}
+
+pub(crate) async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Join { hub, token, data_dir, cluster } => {
+            let shown = data_dir.display().to_string();
+            let token = SecretString::from(token);
+            let joined = fluvial_member_agent::join(JoinConfig { hub, token, data_dir, cluster }).await?;
+            eprintln!("cluster \"{}\" has joined; start it: fluvial member run --data-dir {shown}", joined.cluster);
+            Ok(())
+        }
+        Command::Run { data_dir, tiers, node_name, node_labels } => {
+            let labels = node_labels.into_iter().collect();
+            serve(AgentConfig { data_dir, tiers, node_name, labels }).await
+        }
+    }
+}
+
+/// Runs the agent and says how it stands with the hubs whenever that changes.
+async fn serve(config: AgentConfig) -> Result<()> {
+    let mut stop = std::pin::pin!(until_told_to_stop()?);
+    let agent = Agent::start(config).await?;
+    let mut state = agent.state();
+    let cluster = agent.cluster().to_owned();
+    let ended = loop {
+        match &*state.borrow_and_update() {
+            UplinkState::Connecting | UplinkState::Stopped => {}
+            UplinkState::Connected { hub } => eprintln!("cluster \"{cluster}\" is connected to hub {hub}"),
+            UplinkState::Conflict { message } | UplinkState::Revoked { message } => {
+                eprintln!("cluster \"{cluster}\": the hub refuses this agent: {message}");
+            }
+        }
+        tokio::select! {
+            () = &mut stop => break Ok(()),
+            changed = state.changed() => if changed.is_err() {
+                break Err(anyhow!("the agent of cluster \"{cluster}\" ended by itself"));
+            },
+        }
+    };
+    agent.shutdown().await;
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiers_are_read_with_their_size() {
+        let expected =
+            |medium: &str, dir: &str, quota_bytes| TierConfig { medium: medium.into(), dir: dir.into(), quota_bytes };
+        assert_eq!(tier("SSD=/cache"), Ok(expected("SSD", "/cache", None)));
+        assert_eq!(tier("MEM=/dev/shm/f:512Mi"), Ok(expected("MEM", "/dev/shm/f", Some(512 << 20))));
+        assert_eq!(tier("HDD=d:1"), Ok(expected("HDD", "d", Some(1))));
+        for bad in ["", "SSD", "TAPE=/t", "SSD=", "SSD=:1", "SSD=/c:", "SSD=/c:0", "SSD=/c:1.5Gi", "SSD=/c:99999999Ti"]
+        {
+            assert!(tier(bad).unwrap_err().starts_with(&format!("\"{bad}\" is no tier")), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! A federation for one test, run as its users run it: the `fluvial` binary in processes of its own, killed by SIGKILL
+//! when a test says so and when it ends.
+//!
+//! [`Federation`] has hubs and members as separate processes, each of which can be killed and started again; [`Up`] has
+//! all of them in one. Both lie in a temporary folder with one log file a process, whose end is shown when a wait fails.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::bed::{bed_bin, fluvial_bin, free_port};
+use crate::wait::wait_for;
+
+/// How long an election, a start, a join or a small operation may take on a busy machine.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How the hub's API is reached.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// The administrator's.
+    pub kubeconfig: PathBuf,
+}
+
+/// A process that does not outlive its test.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+}
+
+/// `fluvial up` in one process.
+#[derive(Debug)]
+pub struct Up {
+    folder: TempDir,
+    arguments: Vec<String>,
+    process: Option<Process>,
+    /// The line that it printed when it was ready.
+    pub ready: Value,
+    pub api: Api,
+}
+
+/// Hubs and members, each a process.
+#[derive(Debug)]
+pub struct Federation {
+    folder: TempDir,
+    /// Running hubs by number, from 1.
+    hubs: BTreeMap<usize, Process>,
+    members: BTreeMap<String, Process>,
+    /// `https://HOST:PORT` of each hub.
+    pub urls: Vec<String>,
+    pub api: Api,
+}
+
+impl Process {
+    /// Starts `command` with its output appended to `log`.
+    pub fn start(command: &mut Command, log: &Path) -> Self {
+        let file = || OpenOptions::new().create(true).append(true).open(log).expect("a log file can be written");
+        let child = command.stdin(Stdio::null()).stdout(file()).stderr(file()).spawn().expect("fluvial can be started");
+        Self { child }
+    }
+
+    /// The process's number, to signal it.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // It may have ended by itself: that is what some tests are about.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Standard output of a command that succeeded, else its standard error.
+pub fn said(output: Output) -> Result<String, String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+impl Api {
+    /// `fluvial` with this kubeconfig, to add arguments to.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(fluvial_bin());
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command
+    }
+
+    /// Runs `fluvial`.
+    ///
+    /// # Errors
+    /// With its standard error, if it exits with another code than 0.
+    pub fn fluvial(&self, arguments: &[&str]) -> Result<String, String> {
+        said(self.command().args(arguments).output().expect("fluvial can be started"))
+    }
+
+    /// Runs a stock `kubectl`.
+    ///
+    /// # Errors
+    /// With its standard error, if it exits with another code than 0.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(bed_bin("kubectl"));
+        command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--request-timeout=20s").args(arguments);
+        said(command.output().expect("kubectl can be started"))
+    }
+
+    /// Applies YAML with `kubectl`.
+    ///
+    /// # Errors
+    /// With what kubectl says.
+    pub fn apply(&self, yaml: &str) -> Result<String, String> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        std::fs::write(file.path(), yaml).expect("a temporary file can be written");
+        self.kubectl(&["apply", "-f", &file.path().display().to_string()])
+    }
+
+    /// One object, if it is there.
+    pub fn get(&self, kind: &str, name: &str) -> Option<Value> {
+        let found = self.kubectl(&["get", kind, name, "-o", "json"]).ok()?;
+        Some(serde_json::from_str(&found).expect("kubectl prints JSON"))
+    }
+
+    /// Waits until a part of an object (a JSON pointer) satisfies `good`, and returns the object.
+    #[track_caller]
+    pub fn wait_until(&self, kind: &str, name: &str, pointer: &str, good: impl Fn(&Value) -> bool) -> Value {
+        self.wait_long(DEADLINE, kind, name, pointer, good)
+    }
+
+    /// The same, with a deadline of its own.
+    #[track_caller]
+    pub fn wait_long(
+        &self,
+        deadline: Duration,
+        kind: &str,
+        name: &str,
+        pointer: &str,
+        good: impl Fn(&Value) -> bool,
+    ) -> Value {
+        wait_for(deadline, &format!("{pointer} of {kind} {name}"), || {
+            let object = self.get(kind, name).unwrap_or(Value::Null);
+            if object.pointer(pointer).is_some_and(&good) { Ok(object) } else { Err(object["status"].to_string()) }
+        })
+    }
+
+    /// The rows of a query.
+    ///
+    /// # Errors
+    /// With what the hub says.
+    pub fn query(&self, sql: &str) -> Result<Value, String> {
+        let text = self.fluvial(&["query", "-o", "json", sql])?;
+        Ok(serde_json::from_str(&text).expect("the answer is JSON"))
+    }
+}
+
+impl Up {
+    /// Starts `fluvial up` with so many hubs and these members, and waits until it is ready.
+    #[track_caller]
+    pub fn start(hubs: usize, members: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let arguments = vec![
+            "up".to_owned(),
+            "--data-dir".to_owned(),
+            folder.path().join("data").display().to_string(),
+            "--hubs".to_owned(),
+            hubs.to_string(),
+            "--members".to_owned(),
+            members.join(","),
+            "--listen".to_owned(),
+            format!("127.0.0.1:{}", free_port()),
+        ];
+        let api = Api { kubeconfig: folder.path().join("data/kubeconfig") };
+        let mut up = Self { folder, arguments, process: None, ready: Value::Null, api };
+        up.run();
+        up
+    }
+
+    /// Runs it on its folder, after [`Up::kill`] too.
+    #[track_caller]
+    pub fn run(&mut self) {
+        let log = self.folder.path().join("up.log");
+        let stderr = File::options().create(true).append(true).open(&log).expect("a log file can be written");
+        let mut child = Command::new(fluvial_bin())
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .expect("fluvial can be started");
+        let stdout = child.stdout.take().expect("its output is a pipe");
+        let process = Process { child };
+        let (line, said) = std::sync::mpsc::channel();
+        // Ends with the process, whose output it reads.
+        std::thread::spawn(move || {
+            let mut first = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut first);
+            let _ = line.send(first);
+        });
+        let first = said.recv_timeout(DEADLINE).unwrap_or_default();
+        let ready = serde_json::from_str(&first);
+        let log = || std::fs::read_to_string(&log).unwrap_or_default();
+        self.ready = ready.unwrap_or_else(|error| panic!("`fluvial up` printed {first:?} ({error}); {}", log()));
+        self.process = Some(process);
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.take().expect("it runs").kill();
+    }
+
+    /// A folder of this test.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Federation {
+    /// Starts so many hubs, and the members, which join by tokens; returns when all clusters are Ready.
+    #[track_caller]
+    pub fn start(hubs: usize, members: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let api = Api { kubeconfig: folder.path().join("kubeconfig") };
+        let mut federation = Self { folder, hubs: BTreeMap::new(), members: BTreeMap::new(), urls: Vec::new(), api };
+        for number in 1..=hubs {
+            federation.make_hub(number);
+        }
+        wait_for(DEADLINE, "the hubs vote", || {
+            let members = federation.api.kubectl(&["get", "--raw", "/apis/fluvial.io/v1alpha1/hubs"])?;
+            if members.matches("\"voter\"").count() == hubs { Ok(()) } else { Err(members) }
+        });
+        for name in members {
+            let token = federation.token(&["--cluster", name]);
+            federation.join_member(name, &token).expect("the member joins");
+            federation.run_member(name);
+        }
+        for name in members {
+            federation.api.wait_until("cluster", name, "/status/state", |state| state == "Ready");
+        }
+        federation
+    }
+
+    fn make_hub(&mut self, number: usize) {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let data_dir = self.hub_dir(number);
+        let data_dir = data_dir.to_str().expect("a UTF-8 path");
+        if number == 1 {
+            let mut init = Command::new(fluvial_bin());
+            init.args(["hub", "init", "--listen", &listen, "--data-dir", data_dir, "--kubeconfig"]);
+            said(init.arg(&self.api.kubeconfig).output().expect("fluvial can be started")).expect("the hub is made");
+        } else {
+            let token = self.token(&["--hub"]);
+            let url = &self.urls[0];
+            self.api
+                .fluvial(&["hub", "join", "--hub", url, "--token", &token, "--listen", &listen, "--data-dir", data_dir])
+                .expect("the hub joins");
+        }
+        self.urls.push(format!("https://{listen}"));
+        self.run_hub(number);
+        wait_for(DEADLINE, "the hub answers", || self.on(number, &["get", "namespace", "default"]).map(|_| ()));
+    }
+
+    /// A new token for what `arguments` of `fluvial token create` say.
+    #[track_caller]
+    pub fn token(&self, arguments: &[&str]) -> String {
+        let line = self.api.fluvial(&[&["token", "create"], arguments].concat()).expect("a token is made");
+        line.split_whitespace().skip_while(|word| *word != "--token").nth(1).expect("it has a token").to_owned()
+    }
+
+    /// Lets a member join, in its folder.
+    ///
+    /// # Errors
+    /// With what it says.
+    pub fn join_member(&self, name: &str, token: &str) -> Result<String, String> {
+        let data_dir = self.member_dir(name);
+        let data_dir = data_dir.to_str().expect("a UTF-8 path");
+        self.api.fluvial(&["member", "join", "--hub", &self.urls[0], "--token", token, "--data-dir", data_dir])
+    }
+
+    /// `kubectl` on one hub.
+    ///
+    /// # Errors
+    /// With what it says.
+    pub fn on(&self, hub: usize, arguments: &[&str]) -> Result<String, String> {
+        self.api.kubectl(&[&["--server", &self.urls[hub - 1]], arguments].concat())
+    }
+
+    /// The number of the hub that leads.
+    #[track_caller]
+    pub fn leader(&self) -> usize {
+        wait_for(DEADLINE, "a leader", || {
+            let running = *self.hubs.keys().next().ok_or("no hub runs")?;
+            let hubs =
+                self.on(running, &["get", "--raw", "/apis/fluvial.io/v1alpha1/hubs"]).map_err(|_| "no answer")?;
+            let hubs: Value = serde_json::from_str(&hubs).map_err(|_| "no JSON")?;
+            let leader = hubs["items"].as_array().into_iter().flatten().find(|hub| hub["leader"] == true);
+            let address = leader.and_then(|hub| hub["address"].as_str()).ok_or("nobody leads")?;
+            self.urls.iter().position(|url| url.ends_with(address)).map(|at| at + 1).ok_or("an unknown hub leads")
+        })
+    }
+
+    pub fn run_hub(&mut self, number: usize) {
+        let mut command = Command::new(fluvial_bin());
+        command.args(["hub", "run", "--data-dir"]).arg(self.hub_dir(number));
+        let process = Process::start(&mut command, &self.folder.path().join(format!("hub-{number}.log")));
+        self.hubs.insert(number, process);
+    }
+
+    /// SIGKILL.
+    pub fn kill_hub(&mut self, number: usize) {
+        self.hubs.remove(&number).expect("it runs").kill();
+    }
+
+    pub fn run_member(&mut self, name: &str) {
+        let mut command = Command::new(fluvial_bin());
+        command.args(["member", "run", "--node-name", name, "--data-dir"]).arg(self.member_dir(name));
+        let process = Process::start(&mut command, &self.folder.path().join(format!("member-{name}.log")));
+        self.members.insert(name.to_owned(), process);
+    }
+
+    /// SIGKILL.
+    pub fn kill_member(&mut self, name: &str) {
+        self.members.remove(name).expect("it runs").kill();
+    }
+
+    /// What a process has logged.
+    pub fn log(&self, process: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join(format!("{process}.log"))).unwrap_or_default()
+    }
+
+    /// A folder of this test.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn hub_dir(&self, number: usize) -> PathBuf {
+        self.folder.path().join(format!("hub-{number}"))
+    }
+
+    pub fn member_dir(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("member-{name}"))
+    }
+}
