@@ -13,11 +13,14 @@ pub mod storage;
 pub use self::cachelocation::{CacheLocation, CacheLocationStatus, MediumUsage, NodeUsage};
 pub use self::cluster::{Cluster, ClusterSpec, ClusterState, ClusterStatus};
 pub use self::core::{Event, Namespace, Secret};
-pub use self::datamigrate::{DataMigrate, DataMigrateSpec, DataMigrateStatus, MigrateMode, OperationPhase, Progress};
+pub use self::datamigrate::{
+    DataEnd, DataMigrate, DataMigrateSpec, DataMigrateStatus, DatasetRef, MigrateMode, OperationPhase, Progress,
+    StorageRef,
+};
 pub use self::dataset::{Dataset, DatasetPhase, DatasetSpec, DatasetStatus, Home, HomeState};
 pub use self::jointoken::{JoinToken, JoinTokenSpec, JoinTokenStatus};
-pub use self::placement::{Placement, PlacementSpec, PlacementStatus};
-pub use self::source::{EncryptOption, Mount, SecretKeySelector};
+pub use self::placement::{ClusterChoice, DatasetChoice, Placement, PlacementSpec, PlacementStatus};
+pub use self::source::{EncryptOption, EncryptOptionSource, Mount, SecretKeySelector};
 pub use self::storage::{Storage, StorageSpec, StorageStatus};
 
 use crate::resource::Kind;

@@ -91,8 +91,16 @@ fn finish(
         status.started_time.map_or_else(String::new, |start| duration_text(facts.now.duration_since(start)));
     if phase == OperationPhase::Complete {
         status.progress.eta_seconds = None;
+        status.progress.bytes_per_second = average(&status, facts.now);
     }
     Next { status, assignment: None, cut_over: None, release: true }
+}
+
+/// Bytes per second over the whole operation, verification and waiting included.
+#[allow(clippy::cast_precision_loss, reason = "a rate for people")]
+fn average(status: &DataMigrateStatus, now: Timestamp) -> f64 {
+    let took = status.started_time.map_or(0.0, |start| now.duration_since(start).as_secs_f64());
+    if took > 0.0 { status.progress.bytes_done as f64 / took } else { 0.0 }
 }
 
 fn duration_text(d: SignedDuration) -> String {

@@ -1,10 +1,12 @@
 //! ③ Routes: which version of a dataset is read where, and which agent moves it.
 //!
-//! A place on a machine (`file://`) is reached by its own cluster's agent alone; an object store by every agent.
+//! A place on a machine (`file://`) is reached by its own cluster's agent alone; an object store by every agent. A mount
+//! on a machine that lies in no Storage may be one file system that several machines see: when nothing else is left, an
+//! agent may try whether it sees the same files. It compares them with the manifest first, so that trying is safe.
 //!
 //! Deliberately absent: prices, and relays between two agents neither of which reaches both ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::desired::Endpoint;
 use crate::kinds::source::EncryptOption;
@@ -19,6 +21,8 @@ pub struct Source {
     pub cluster: Option<String>,
     /// The version held, if it is a home.
     pub root: Option<String>,
+    /// Local, and no Storage says that it is one cluster's own: others may see the same files.
+    pub maybe_shared: bool,
     /// For people: `home in STORAGE` or `the dataset's mounts`.
     pub what: String,
 }
@@ -87,6 +91,7 @@ pub fn sources(dataset: &Dataset, storages: &BTreeMap<String, Storage>) -> Vec<S
                 endpoints: vec![storage_endpoint(storage, uri)],
                 cluster: Some(home.cluster.clone()),
                 root: Some(home.root.clone()),
+                maybe_shared: false,
                 what: format!("home in {}", home.storage),
             })
         })
@@ -94,16 +99,29 @@ pub fn sources(dataset: &Dataset, storages: &BTreeMap<String, Storage>) -> Vec<S
     let endpoints = mount_endpoints(dataset);
     if !endpoints.is_empty() {
         let cluster = status.source_cluster;
-        found.push(Source { endpoints, cluster, root: None, what: "the dataset's mounts".to_owned() });
+        let maybe_shared = endpoints.iter().any(|e| e.uri.is_local()) && owners(&endpoints, storages).is_empty();
+        found.push(Source { endpoints, cluster, root: None, maybe_shared, what: "the dataset's mounts".to_owned() });
     }
     found
 }
 
-/// The source that `cluster`'s agent should read: what is its own first, then what it reaches, homes before mounts.
+/// The clusters whose Storages hold local endpoints.
+#[must_use]
+pub fn owners(endpoints: &[Endpoint], storages: &BTreeMap<String, Storage>) -> BTreeSet<String> {
+    let holds = |storage: &&Storage| {
+        let base = Uri::parse(&storage.spec.uri);
+        base.is_ok_and(|base| endpoints.iter().any(|e| e.uri.is_local() && base.contains(&e.uri)))
+    };
+    storages.values().filter(holds).map(|storage| storage.spec.cluster.clone()).collect()
+}
+
+/// The source that `cluster`'s agent should read: what is its own first, then what it reaches, homes before mounts, then
+/// what it may see.
 #[must_use]
 pub fn nearest<'a>(sources: &'a [Source], cluster: &str) -> Option<&'a Source> {
     let reachable = || sources.iter().filter(|s| s.reached_by(cluster));
-    reachable().find(|s| s.cluster.as_deref() == Some(cluster)).or_else(|| reachable().next())
+    let own = reachable().find(|s| s.cluster.as_deref() == Some(cluster));
+    own.or_else(|| reachable().next()).or_else(|| sources.iter().find(|s| s.maybe_shared))
 }
 
 /// How a dataset travels.
@@ -167,6 +185,14 @@ pub fn choose(sources: &[Source], target: &Storage, clusters: &BTreeMap<String, 
             }
         }
     }
+    let target_ready = clusters.get(target_cluster).is_some_and(|c| {
+        c.metadata.deletion_timestamp.is_none() && matches!(c.state(), ClusterState::Ready | ClusterState::Suspect)
+    });
+    if let Some(source) = sources.iter().find(|s| s.maybe_shared && target_local && target_ready && !may_change) {
+        let why = format!("chosen: pull from {} by {target_cluster}, which may see the same files", source.what);
+        let reasons = std::iter::once(why).chain(refused.into_iter().map(|r| format!("refused: {r}"))).collect();
+        return Ok(Route { name: "pull", executor: target_cluster.to_owned(), source: source.clone(), reasons });
+    }
     if refused.is_empty() {
         refused.push("the dataset has no source that this release can read".to_owned());
     }
@@ -208,7 +234,13 @@ mod tests {
             options: BTreeMap::new(),
             secrets: BTreeMap::new(),
         };
-        Source { endpoints: vec![endpoint], cluster: Some(cluster.to_owned()), root: None, what: "mounts".to_owned() }
+        Source {
+            endpoints: vec![endpoint],
+            cluster: Some(cluster.to_owned()),
+            root: None,
+            maybe_shared: false,
+            what: "mounts".to_owned(),
+        }
     }
 
     #[test]
@@ -232,6 +264,28 @@ mod tests {
         let refused = choose(&[source("a", "file:///src")], &storage("b", "file:///dst"), &ready).unwrap_err();
         assert!(!refused.may_change);
         assert_eq!(refused.reasons.len(), 2);
+    }
+
+    #[test]
+    fn files_that_no_storage_claims_may_be_seen_by_the_target_too() {
+        let states = [("a", ClusterState::Ready), ("b", ClusterState::Ready)];
+        let shared = Source { maybe_shared: true, ..source("a", "file:///nfs/x") };
+        let route = choose(std::slice::from_ref(&shared), &storage("b", "file:///dst"), &clusters(&states)).unwrap();
+        assert_eq!((route.name, route.executor.as_str(), route.reasons.len()), ("pull", "b", 3));
+        assert_eq!(nearest(std::slice::from_ref(&shared), "b"), Some(&shared));
+        let object = choose(std::slice::from_ref(&shared), &storage("b", "s3://bucket/x"), &clusters(&states)).unwrap();
+        assert_eq!((object.name, object.executor.as_str()), ("push", "a"), "what is sure comes first");
+
+        let away = clusters(&[("a", ClusterState::Ready), ("b", ClusterState::Unreachable)]);
+        assert!(choose(&[shared], &storage("b", "file:///dst"), &away).is_err());
+    }
+
+    #[test]
+    fn a_storage_claims_the_files_below_it_for_its_cluster() {
+        let endpoints = source("a", "file:///data/set").endpoints;
+        let storages = |uri: &str| BTreeMap::from([("st".to_owned(), storage("a", uri))]);
+        assert_eq!(owners(&endpoints, &storages("file:///data")), BTreeSet::from(["a".to_owned()]));
+        assert_eq!(owners(&endpoints, &storages("file:///dat")), BTreeSet::new());
     }
 
     #[test]

@@ -164,16 +164,17 @@ fn scan(facts: &Facts<'_>, next: &mut Next) {
     condition(facts, &mut next.status, "Scanned", ConditionStatus::False, reason, &message);
 }
 
-/// The clusters that may be able to list the mounts, the likeliest first.
+/// The clusters that may be able to list the mounts, the likeliest first. Files in a Storage are its cluster's alone: on
+/// another machine the same path is another thing.
 fn scanners(facts: &Facts<'_>) -> Vec<String> {
+    let owners = route::owners(&route::mount_endpoints(facts.dataset), facts.storages);
     let known = facts.dataset.status.as_ref().and_then(|s| s.source_cluster.clone());
-    let endpoints = route::mount_endpoints(facts.dataset);
-    let owners = facts.storages.values().filter(|storage| {
-        let base = Uri::parse(&storage.spec.uri);
-        base.is_ok_and(|base| endpoints.iter().any(|e| e.uri.is_local() && base.contains(&e.uri)))
-    });
-    let mut order: Vec<String> = known.into_iter().chain(owners.map(|s| s.spec.cluster.clone())).collect();
-    order.extend(facts.clusters.keys().cloned());
+    let mut order: Vec<String> = known.into_iter().filter(|name| owners.is_empty() || owners.contains(name)).collect();
+    if owners.is_empty() {
+        order.extend(facts.clusters.keys().cloned());
+    } else {
+        order.extend(owners);
+    }
     let mut seen = BTreeSet::new();
     order.retain(|name| {
         let state = facts.clusters.get(name).map(Cluster::state);

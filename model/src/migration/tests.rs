@@ -110,6 +110,16 @@ fn a_migration_begins_with_the_agent_that_reaches_both_ends() {
 }
 
 #[test]
+fn a_finished_migration_keeps_the_average_of_its_rate() {
+    let mut world = world();
+    let (cluster, work) = world.started();
+    let done = done("full");
+    let later = NOW + SignedDuration::from_secs(4);
+    let next = step(&Facts { now: later, ..world.facts(Some((&cluster, &work)), Some(&done)) });
+    assert_eq!((next.status.progress.bytes_per_second, next.status.duration.as_str()), (25.0, "4s"));
+}
+
+#[test]
 fn a_dry_run_plans_and_copies_nothing() {
     let mut world = world();
     world.operation.spec.dry_run = true;

@@ -111,6 +111,18 @@ fn a_source_that_nobody_can_read_fails_with_what_each_agent_said() {
 }
 
 #[test]
+fn files_in_a_storage_are_listed_by_its_cluster_alone() {
+    let mut world = World::new("file:///data/set", &["a", "b", "c"]);
+    let spec = StorageSpec { uri: "file:///data".into(), cluster: "b".into(), ..StorageSpec::default() };
+    world.storages.insert("st".into(), Storage::new("", "st", spec));
+    let scan = ("b", "scan/default/d/u".to_owned());
+    assert_eq!(work_by_cluster(&world.plan()), [scan.clone()]);
+    let problem = Problem { reason: "NotFound".into(), message: "no such folder".into(), retrying: false };
+    world.say("b", "scan", Report::Scan(ScanReport { generation: 1, found: None, problem: Some(problem) }));
+    assert_eq!(work_by_cluster(&world.plan()), [scan], "nobody else is asked");
+}
+
+#[test]
 fn a_report_of_an_older_spec_is_not_taken_for_the_present_one() {
     let mut world = World::new("file:///data", &["a"]);
     world.scanned();
@@ -125,8 +137,12 @@ fn placed_datasets_are_cached_where_their_bytes_can_be_reached() {
     let mut world = World::new("file:///data", &["a", "b"]);
     world.scanned();
     world.place_in(&["a", "b"]);
+    let cache = |cluster| (cluster, "cache/default/d/u".to_owned());
+    assert_eq!(work_by_cluster(&world.plan()), [cache("a"), cache("b")], "b may see the same files");
+    let spec = StorageSpec { uri: "file:///".into(), cluster: "a".into(), ..StorageSpec::default() };
+    world.storages.insert("st".into(), Storage::new("", "st", spec));
     let next = world.plan();
-    assert_eq!(work_by_cluster(&next), [("a", "cache/default/d/u".to_owned())]);
+    assert_eq!(work_by_cluster(&next), [cache("a")]);
     let phases: Vec<_> = next
         .cache_locations
         .iter()

@@ -74,11 +74,12 @@ impl S3Place {
         TransferError::BadEntry { place: self.name.clone(), name: name.escape_debug().to_string(), why: why.into() }
     }
 
-    /// What an object is, from its metadata.
-    async fn look(&self, path: RelativePath, size: u64, tag: Tag) -> Result<Found, TransferError> {
+    /// What an object is, from its metadata; `listed` is the tag that it was listed with, if it was listed with one.
+    async fn look(&self, path: RelativePath, size: u64, listed: Option<Tag>) -> Result<Found, TransferError> {
         let key = self.key(&path);
         let head = self.client.head(&key, path.as_str()).await?;
-        if tag_of(&head, size) != tag {
+        let tag = tag_of(&head, size);
+        if listed.is_some_and(|listed| listed != tag) {
             return Err(TransferError::Changed { place: self.name.clone(), path: path.to_string() });
         }
         if head.header(KIND) == Some("symlink") {
@@ -197,19 +198,20 @@ impl Place for S3Place {
                     return Err(self.bad_entry(below, "its key ends in `/` but it holds data"));
                 }
                 keys.add(below).map_err(|why| self.bad_entry(below, why))?;
-                let tag = tag(object.etag.as_deref().unwrap_or_default(), size);
+                // Some servers list no ETags: their objects are looked at one by one.
+                let tag = object.etag.as_deref().filter(|etag| !etag.is_empty()).map(|etag| tag(etag, size));
                 looks.push((path, directory, size, tag));
             }
             let looks = looks.into_iter().map(|(path, directory, size, tag)| async move {
-                if directory {
-                    return Ok(Found { path, entry: Entry::Directory, tag });
-                }
-                match detail {
-                    Detail::Full => self.look(path, size, tag).await,
-                    Detail::Tags => {
+                match (detail, tag) {
+                    (_, tag) if directory => {
+                        Ok(Found { path, entry: Entry::Directory, tag: tag.unwrap_or(Tag(String::new())) })
+                    }
+                    (Detail::Tags, Some(tag)) => {
                         let file = File { size, mtime_ns: 0, mode: DEFAULT_MODE, digest: None };
                         Ok(Found { path, entry: Entry::File(file), tag })
                     }
+                    (_, tag) => self.look(path, size, tag).await,
                 }
             });
             let mut looks = stream::iter(looks).buffer_unordered(HEADS_AT_ONCE);
