@@ -1,10 +1,25 @@
 //! One file for each family of commands.
 
+pub(crate) mod apply;
+pub(crate) mod cluster;
+pub(crate) mod completion;
+pub(crate) mod dataset;
+pub(crate) mod delete;
+pub(crate) mod demo;
+pub(crate) mod describe;
+pub(crate) mod get;
 pub(crate) mod hub;
+pub(crate) mod kubeconfig;
 pub(crate) mod member;
+pub(crate) mod migrate;
+pub(crate) mod op;
+pub(crate) mod options;
+pub(crate) mod placement;
 pub(crate) mod query;
+pub(crate) mod storage;
 pub(crate) mod token;
 pub(crate) mod up;
+pub(crate) mod watch;
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};

@@ -19,13 +19,14 @@ use fluvial_certs::TrustDomain;
 use fluvial_hub::run::home::Home;
 use fluvial_hub::run::{self, Hub, HubConfig, InitOptions, JoinOptions, RunningHub};
 use fluvial_member_agent::{Agent, AgentConfig, JoinConfig, RunningAgent, UplinkState};
+use fluvial_model::kinds::{Cluster, ClusterState};
 use fluvial_model::names::NameRule;
 use kube::Client;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::client;
+use crate::{client, objects};
 
 /// How long all hubs together may take until they answer: replay, an election and some.
 const HUBS_READY: Duration = Duration::from_secs(60);
@@ -179,7 +180,7 @@ impl Federation {
         match reached {
             Ok(Ok(UplinkState::Connected { .. })) => {
                 self.members.insert(name.to_owned(), agent);
-                Ok(())
+                self.until_ready(name).await
             }
             Ok(Ok(UplinkState::Revoked { message })) => {
                 agent.shutdown().await;
@@ -199,6 +200,12 @@ impl Federation {
                 bail!("member \"{name}\" reached no hub within {MEMBER_READY:?}")
             }
         }
+    }
+
+    /// Waits until the hub has seen the member too, so that work can be given to it.
+    async fn until_ready(&self, name: &str) -> Result<()> {
+        let ready = |cluster: Option<Cluster>| Ok(cluster.filter(|c| c.state() == ClusterState::Ready).map(|_| ()));
+        objects::until(&self.client, ("", name), MEMBER_READY, "the hub's welcome of the member", ready).await
     }
 
     /// The API, as administrator.

@@ -2,16 +2,23 @@
 //!
 //! Deliberately absent: decisions and I/O of their own; every command calls the hub's crate or its API.
 
+mod args;
 mod client;
 mod commands;
+mod kinds;
 mod local;
+mod objects;
+mod output;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{hub, member, query, token, up};
+use crate::commands::{
+    apply, cluster, completion, dataset, delete, demo, describe, get, hub, kubeconfig, member, migrate, op, placement,
+    query, storage, token, up, watch,
+};
 
 /// A federation hub for datasets.
 #[derive(Debug, Parser)]
@@ -28,7 +35,9 @@ struct Arguments {
 enum Command {
     /// Run hubs and host members in one process.
     Up(up::Arguments),
-    /// Make a hub, run it, or let another hub join.
+    /// Show the main job on real data, in one process.
+    Demo(demo::Arguments),
+    /// Make a hub, run it, let another hub join, or see one off.
     #[command(subcommand)]
     Hub(hub::Command),
     /// Let this machine join as a cluster, or run its agent.
@@ -37,14 +46,47 @@ enum Command {
     /// Tokens to join with.
     #[command(subcommand)]
     Token(token::Command),
+    /// Member clusters: list, get, drain, remove.
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Datasets: create, and look into them.
+    #[command(subcommand)]
+    Dataset(dataset::Command),
+    /// Places where data of record can live.
+    #[command(subcommand)]
+    Storage(storage::Command),
+    /// Which datasets are cached where.
+    #[command(subcommand)]
+    Placement(placement::Command),
+    /// Bring a dataset into a Storage.
+    Migrate(migrate::Arguments),
+    /// Operations: list, wait, cancel.
+    #[command(subcommand)]
+    Op(op::Command),
     /// Ask the catalog in SQL.
     Query(query::Arguments),
+    /// Show objects of any kind.
+    Get(get::Arguments),
+    /// Show one object in full, with what happened to it.
+    Describe(describe::Arguments),
+    /// Make objects be what a file says.
+    Apply(apply::Arguments),
+    /// Delete an object.
+    Delete(delete::Arguments),
+    /// Print a line for each change.
+    Watch(watch::Arguments),
+    /// Print or copy the kubeconfig in use.
+    Kubeconfig(kubeconfig::Arguments),
+    /// Print a shell's completion script.
+    Completion(completion::Arguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // The client library logs what its callers are told anyway: a failure is one line. The demo provokes warnings.
+    let default = if matches!(arguments.command, Command::Demo(_)) { "error" } else { "warn,kube_client=off" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     // Several libraries bring a provider: the choice must be made once, before any of them is asked.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -53,12 +95,27 @@ fn main() -> ExitCode {
     }
     let outcome = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
-            match arguments.command {
-                Command::Up(up) => up::run(up).await,
-                Command::Hub(command) => hub::run(command).await,
+            let Arguments { kubeconfig, command } = arguments;
+            match command {
+                Command::Up(arguments) => up::run(arguments).await,
+                Command::Demo(arguments) => demo::run(arguments).await,
+                Command::Hub(command) => hub::run(kubeconfig, command).await,
                 Command::Member(command) => member::run(command).await,
-                Command::Token(command) => token::run(arguments.kubeconfig, command).await,
-                Command::Query(query) => query::run(arguments.kubeconfig, query).await,
+                Command::Token(command) => token::run(kubeconfig, command).await,
+                Command::Cluster(command) => cluster::run(kubeconfig, command).await,
+                Command::Dataset(command) => dataset::run(kubeconfig, command).await,
+                Command::Storage(command) => storage::run(kubeconfig, command).await,
+                Command::Placement(command) => placement::run(kubeconfig, command).await,
+                Command::Migrate(arguments) => migrate::run(kubeconfig, arguments).await,
+                Command::Op(command) => op::run(kubeconfig, command).await,
+                Command::Query(arguments) => query::run(kubeconfig, arguments).await,
+                Command::Get(arguments) => get::run(kubeconfig, arguments).await,
+                Command::Describe(arguments) => describe::run(kubeconfig, arguments).await,
+                Command::Apply(arguments) => apply::run(kubeconfig, arguments).await,
+                Command::Delete(arguments) => delete::run(kubeconfig, arguments).await,
+                Command::Watch(arguments) => watch::run(kubeconfig, arguments).await,
+                Command::Kubeconfig(arguments) => kubeconfig::run(kubeconfig, arguments),
+                Command::Completion(arguments) => completion::run(arguments, Arguments::command()),
             }
         })
     });
@@ -68,5 +125,15 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_of_every_command_fit_together() {
+        Arguments::command().debug_assert();
     }
 }

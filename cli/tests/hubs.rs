@@ -2,74 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is the test's")]
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+mod support;
+
+use std::path::Path;
+use std::process::Command;
 
 use fluvial_tests::bed::{bed_bin, free_port};
 use fluvial_tests::wait::wait_for;
 
-/// How long an election, a start or a join may take on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-/// A hub process; killed when dropped.
-struct Hub {
-    process: Child,
-    data_dir: PathBuf,
-}
-
-impl Hub {
-    fn run(data_dir: PathBuf) -> Self {
-        let process = fluvial()
-            .args(["hub", "run", "--data-dir"])
-            .arg(&data_dir)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { process, data_dir }
-    }
-
-    /// SIGKILL, and the same data directory again.
-    fn killed_and_run_again(mut self) -> Self {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-        Self::run(self.data_dir.clone())
-    }
-}
-
-impl Drop for Hub {
-    fn drop(&mut self) {
-        // It may be gone already: that is what some tests are about.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn fluvial() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_fluvial"))
-}
-
-fn said(output: Output) -> Result<String, String> {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
-}
-
-/// The first hub and the kubeconfig that reaches it.
-fn first_hub(folder: &Path) -> (Hub, PathBuf) {
-    let listen: SocketAddr = ([127, 0, 0, 1], free_port()).into();
-    let (data_dir, kubeconfig) = (folder.join("hub-1"), folder.join("kubeconfig"));
-    let init = fluvial()
-        .args(["hub", "init", "--listen", &listen.to_string(), "--data-dir"])
-        .arg(&data_dir)
-        .arg("--kubeconfig")
-        .arg(&kubeconfig)
-        .output()
-        .unwrap();
-    said(init).unwrap();
-    (Hub::run(data_dir), kubeconfig)
-}
+use support::{DATASET, DEADLINE, Hub, first_hub, fluvial, said};
 
 fn kubectl(kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
     let mut command = Command::new(bed_bin("kubectl"));
@@ -86,9 +27,6 @@ fn apply(kubeconfig: &Path, folder: &Path, yaml: &str) -> Result<String, String>
     std::fs::write(&file, yaml).unwrap();
     kubectl(kubeconfig, &["apply", "-f", file.to_str().unwrap()])
 }
-
-const DATASET: &str = "apiVersion: data.fluid.io/v1alpha1\nkind: Dataset\nmetadata: {name: d, labels: {team: a}}\n\
-                       spec: {mounts: [{mountPoint: \"file:///data\", path: \"/\"}]}\n";
 
 #[test]
 fn kubectl_works_on_a_hub_and_what_it_wrote_survives_sigkill() {

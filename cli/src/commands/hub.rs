@@ -1,16 +1,27 @@
-//! `fluvial hub`: init, join, run.
+//! `fluvial hub`: init, join, run; the fleet of hubs, and leaving it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use fluvial_certs::TrustDomain;
 use fluvial_hub::run::{self, Hub, HubConfig, InitOptions, JoinOptions};
+use http::Method;
+use kube::Client;
 use secrecy::SecretString;
+use serde_json::Value;
+use tokio::time::Instant;
 
 use super::until_told_to_stop;
-use crate::client::write_private;
+use crate::args::duration;
+use crate::client::{self, Failure, JSON, write_private};
+use crate::output;
+
+const HUBS: &str = "/apis/fluvial.io/v1alpha1/hubs";
+/// How often the fleet is looked at while a hub leaves.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -49,9 +60,23 @@ pub(crate) enum Command {
         #[arg(long)]
         data_dir: PathBuf,
     },
+    /// List the hubs of the fleet.
+    Members {
+        #[arg(short, long, value_enum, default_value_t)]
+        output: output::Form,
+    },
+    /// Take a hub out of the fleet for good, and revoke its certificates.
+    #[command(alias = "leave")]
+    Remove {
+        /// Its id or name, as `members` shows them.
+        id: String,
+        /// How long to wait until it is out.
+        #[arg(long, default_value = "60s", value_parser = duration)]
+        timeout: Duration,
+    },
 }
 
-pub(crate) async fn run(command: Command) -> Result<()> {
+pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result<()> {
     match command {
         Command::Init { data_dir, listen, kubeconfig, advertise, trust_domain } => {
             let trust_domain = TrustDomain::new(&trust_domain).context("reading --trust-domain")?;
@@ -78,6 +103,55 @@ pub(crate) async fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Run { data_dir } => serve(data_dir).await,
+        Command::Members { output } => {
+            let client = client::connect(kubeconfig).await?;
+            let items = members(&client).await?;
+            match output {
+                output::Form::Table => output::print(&table(&items)),
+                form => output::value(&Value::Array(items), form),
+            }
+        }
+        Command::Remove { id, timeout } => {
+            let client = client::connect(kubeconfig).await?;
+            let number = id.trim_start_matches("hub-").parse::<u64>();
+            let number = number.ok().with_context(|| {
+                format!("ID \"{}\": must be a hub's id or name, such as 2 or hub-2", output::plain(&id))
+            })?;
+            remove(&client, number, timeout).await?;
+            output::print(&format!("hub {number} is out of the fleet"))
+        }
+    }
+}
+
+async fn members(client: &Client) -> Result<Vec<Value>, Failure> {
+    let mut list = client::get(client, HUBS, JSON).await?;
+    match list.get_mut("items").map(Value::take) {
+        Some(Value::Array(items)) => Ok(items),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn table(items: &[Value]) -> String {
+    let fields = ["id", "name", "address", "role", "leader"];
+    let row = |item: &Value| fields.iter().map(|field| item.get(field).map(output::cell).unwrap_or_default()).collect();
+    output::table(&fields.map(str::to_uppercase), items.iter().map(row).collect(), &[0])
+}
+
+/// Takes a hub out of the fleet and waits until it is.
+async fn remove(client: &Client, id: u64, within: Duration) -> Result<()> {
+    client::write(client, Method::DELETE, &format!("{HUBS}/{id}"), None).await?;
+    let deadline = Instant::now() + within;
+    loop {
+        match members(client).await {
+            Ok(hubs) if !hubs.iter().any(|hub| hub.get("id").and_then(Value::as_u64) == Some(id)) => return Ok(()),
+            Ok(_) => {}
+            Err(failure) if failure.may_pass() => {}
+            Err(failure) => return Err(failure.into()),
+        }
+        if Instant::now() >= deadline {
+            bail!("hub {id} is still in the fleet after {within:?}; its removal goes on");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

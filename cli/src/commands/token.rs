@@ -1,13 +1,18 @@
-//! `fluvial token create`: a token that one cluster, or one hub, may join with, once.
+//! `fluvial token`: tokens that one cluster, or one hub, may join with, once.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
+use fluvial_model::kinds::JoinToken;
+use fluvial_model::resource::Resource as _;
 use serde_json::{Value, json};
 
-use crate::client;
+use super::delete;
+use super::get::{self, Form, Which};
+use crate::args::seconds;
+use crate::kinds::in_path;
+use crate::{client, objects, output};
 
 const TOKENS: &str = "/apis/fluvial.io/v1alpha1/tokens";
 
@@ -21,49 +26,38 @@ pub(crate) enum Command {
         /// For another hub.
         #[arg(long)]
         hub: bool,
-        /// How long it is good for: seconds, or a number with s, m or h.
+        /// How long it is good for: seconds, or a number with s, m, h or d.
         #[arg(long, default_value = "15m", value_parser = seconds)]
         ttl: u64,
     },
-}
-
-/// Seconds of a text such as `90`, `90s`, `15m` or `1h`.
-fn seconds(text: &str) -> Result<u64, String> {
-    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
-        Some(number) => (number, text.chars().last()),
-        None => (text, None),
-    };
-    let factor = match unit {
-        Some('h') => 3600,
-        Some('m') => 60,
-        _ => 1,
-    };
-    let wrong = || format!("\"{text}\" is no duration: write a number of at least 1 with s, m or h, such as 15m");
-    number.parse::<u64>().ok().filter(|n| *n > 0).and_then(|n| n.checked_mul(factor)).ok_or_else(wrong)
+    /// List the tokens that were handed out; the tokens themselves are kept nowhere.
+    List {
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Form,
+    },
+    /// Make a token useless, by the name that `list` shows.
+    Revoke { name: String },
 }
 
 pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result<()> {
-    let Command::Create { cluster, hub, ttl } = command;
     let client = client::connect(kubeconfig).await?;
-    let wish =
-        if hub { json!({ "hub": true, "ttlSeconds": ttl }) } else { json!({ "cluster": cluster, "ttlSeconds": ttl }) };
-    let answer: Value =
-        serde_json::from_str(&client::post(&client, TOKENS, &wish).await?).context("reading the hub's answer")?;
-    let line = answer.get("command").and_then(Value::as_str).context("the hub's answer has no command")?;
-    writeln!(std::io::stdout(), "{line}").context("printing the command")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_read_with_their_unit() {
-        for (text, expected) in [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200)] {
-            assert_eq!(seconds(text), Ok(expected));
+    match command {
+        Command::Create { cluster, hub, ttl } => {
+            let wish = if hub {
+                json!({ "hub": true, "ttlSeconds": ttl })
+            } else {
+                json!({ "cluster": cluster, "ttlSeconds": ttl })
+            };
+            let answer = client::post(&client, TOKENS, &wish).await?;
+            let answer: Value = serde_json::from_str(&answer).context("reading the hub's answer")?;
+            let line = answer.get("command").and_then(Value::as_str).context("the hub's answer has no command")?;
+            output::print(line)
         }
-        for text in ["", "m", "-1m", "0", "1.5h", "1d", "99999999999999999999h"] {
-            assert!(seconds(text).is_err(), "{text}");
+        Command::List { output } => get::one_kind(&client, "jointokens", Which::default(), output).await,
+        Command::Revoke { name } => {
+            let path = objects::path(&JoinToken::INFO, "", Some(in_path("token", &name)?));
+            delete::remove(&client, &path).await?;
+            output::print(&format!("token \"{name}\" is revoked"))
         }
     }
 }
