@@ -1,0 +1,78 @@
+//! `bench AREA`: Fluvial beside the programs that it is measured against, in one run, on one machine.
+//!
+//! One JSON line per case goes to standard output ([`figures::Line`]), progress and a table to standard error. Ours and
+//! the peer take turns, on the same disk, with the same payload and as many clients; a figure is the median of the
+//! rounds. `docs/benchmarks.md` says what is measured and what fair means.
+//!
+//! Invariants: a ratio above 1 always means that we are better; everything started here is ended and everything written
+//! is removed when the run ends, by Ctrl-C too. Deliberately absent: verdicts. A bar is shown, never enforced: timing
+//! decides no test.
+#![allow(clippy::print_stdout, reason = "the lines are what this program is for")]
+
+mod connection;
+mod copy_once;
+mod etcd;
+mod figures;
+mod hub;
+mod hubs;
+mod load;
+mod measured;
+mod outage;
+mod programs;
+mod rclone;
+mod side;
+mod transfer;
+mod watchers;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use figures::Report;
+
+#[derive(Debug, Parser)]
+#[command(name = "bench", about = "Measures one area of Fluvial against its peers")]
+struct Arguments {
+    #[command(subcommand)]
+    area: Area,
+    /// How much is measured: `small` takes minutes.
+    #[arg(long, env = "BENCH_SIZE", value_enum, default_value_t = Size::Small, global = true)]
+    size: Size,
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Size {
+    Small,
+    Full,
+}
+
+#[derive(Debug, Subcommand)]
+enum Area {
+    /// Three hubs against three etcd members: writes, linearizable reads, watches, a killed leader.
+    Hub,
+    /// Verified copies of trees between paths and S3 against rclone.
+    Transfer,
+    /// One copy, in a process of its own so that its memory and its time on the processors can be seen.
+    #[command(hide = true)]
+    CopyOnce(copy_once::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let Arguments { area, size } = Arguments::parse();
+    let mut report = Report::default();
+    let area = async {
+        match area {
+            Area::Hub => hub::run(size, &mut report).await,
+            Area::Transfer => transfer::run(size, &mut report).await,
+            Area::CopyOnce(arguments) => return copy_once::run(arguments).await,
+        }?;
+        eprint!("{}", report.table());
+        Ok(())
+    };
+    tokio::select! {
+        // Dropping the area ends its processes and removes its files.
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        ended = Box::pin(area) => ended,
+    }
+}
