@@ -116,7 +116,7 @@ fn files_in_a_storage_are_listed_by_its_cluster_alone() {
     let spec = StorageSpec { uri: "file:///data".into(), cluster: "b".into(), ..StorageSpec::default() };
     world.storages.insert("st".into(), Storage::new("", "st", spec));
     let scan = ("b", "scan/default/d/u".to_owned());
-    assert_eq!(work_by_cluster(&world.plan()), [scan.clone()]);
+    assert_eq!(work_by_cluster(&world.plan()), std::slice::from_ref(&scan));
     let problem = Problem { reason: "NotFound".into(), message: "no such folder".into(), retrying: false };
     world.say("b", "scan", Report::Scan(ScanReport { generation: 1, found: None, problem: Some(problem) }));
     assert_eq!(work_by_cluster(&world.plan()), [scan], "nobody else is asked");
