@@ -81,10 +81,13 @@ enum Command {
     Completion(completion::Arguments),
 }
 
+/// The demo ends hubs that talk with each other, and an agent that was removed and says so: neither is news.
+const QUIET_DEMO: &str = "error,openraft=off,fluvial_member_agent::uplink=off";
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // The client library logs what its callers are told anyway: a failure is one line. The demo provokes warnings.
-    let default = if matches!(arguments.command, Command::Demo(_)) { "error" } else { "warn,kube_client=off" };
+    // The client library logs what its callers are told anyway: a failure is one line.
+    let default = if matches!(arguments.command, Command::Demo(_)) { QUIET_DEMO } else { "warn,kube_client=off" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

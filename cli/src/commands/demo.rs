@@ -5,6 +5,7 @@
 //! leaves. Everything goes through the same API, tokens and agents as in earnest.
 //! Invariant: the source is only read; all that is written lies in one folder, which is removed unless it was named.
 
+mod bucket;
 mod compare;
 mod endpoint;
 mod show;

@@ -1,20 +1,20 @@
-//! A real S3 endpoint over loopback, in this process, for the demo: objects are files in a folder.
-//!
-//! Deliberately absent: anything that would make it fit to keep data in; it is a store to show a migration with.
+//! A real S3 endpoint over loopback, in this process, for the demo: the protocol and its signatures are a library's, the
+//! objects are files in a folder ([`Bucket`]).
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
-use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use super::bucket::Bucket;
 
 /// After a failed accept, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -32,10 +32,9 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// Serves `root`, which it makes, with one bucket.
     pub(super) async fn start(root: &Path, bucket: &str) -> Result<Self> {
-        std::fs::create_dir_all(root.join(bucket)).with_context(|| format!("making {}", root.display()))?;
-        let files = FileSystem::new(root).map_err(|error| anyhow!("opening the S3 endpoint's folder: {error:?}"))?;
+        let bucket = Bucket::new(root, bucket).with_context(|| format!("making {}", root.display()))?;
         let (access_key, secret_key) = (random_text(), random_text());
-        let mut service = S3ServiceBuilder::new(files);
+        let mut service = S3ServiceBuilder::new(bucket);
         service.set_auth(SimpleAuth::from_single(access_key.as_str(), secret_key.as_str()));
         let service = service.build();
         let listener = TcpListener::bind("127.0.0.1:0").await.context("finding a port for the S3 endpoint")?;
