@@ -5,7 +5,7 @@
 //! table of who may call what ([`access`]). Only then a service sees it.
 //!
 //! Invariants: a request without a rule is denied; a connection ends when its certificate does, and within a second
-//! after its certificate is revoked; every task that a connection started ends with the server.
+//! after its certificate is revoked, and a later one with it hears nothing but that; every task that a connection started ends with the server.
 //!
 //! Deliberately absent: what the services do, and sessions of TLS (a resumed one would skip the certificate's check).
 

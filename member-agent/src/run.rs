@@ -108,7 +108,8 @@ impl Agent {
         let (channel, follow) = (watch::Sender::new(None), watch::Sender::new(UplinkState::Connecting));
         let link = HubLink::new(channel.subscribe());
         let state = follow.subscribe();
-        let profile = watch::Sender::new(describe(&agent, engine.as_ref()).await);
+        let process = uuid::Uuid::new_v4().to_string();
+        let profile = watch::Sender::new(describe(&agent, &process, engine.as_ref()).await);
 
         let mut tasks = JoinSet::new();
         let uplink = Uplink {
@@ -170,7 +171,7 @@ fn open_ledger(dir: &DataDir) -> Result<Ledger, StartError> {
     }
 }
 
-async fn describe(agent: &AgentFile, engine: &dyn Engine) -> AgentReport {
+async fn describe(agent: &AgentFile, process: &str, engine: &dyn Engine) -> AgentReport {
     let nodes = engine.usage().await.unwrap_or_else(|error| {
         tracing::warn!(error = &error as &dyn std::error::Error, "the cache's use is not known");
         Vec::new()
@@ -179,6 +180,7 @@ async fn describe(agent: &AgentFile, engine: &dyn Engine) -> AgentReport {
         platform: "host".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         instance: agent.instance.clone(),
+        process: process.to_owned(),
         engines: vec![engine.name().to_owned()],
         nodes,
     }
@@ -195,7 +197,8 @@ async fn keep_profile(
             () = cancel.cancelled() => return,
             () = tokio::time::sleep(PROFILE_EVERY) => {}
         }
-        let now = describe(&agent, engine.as_ref()).await;
+        let process = profile.borrow().process.clone();
+        let now = describe(&agent, &process, engine.as_ref()).await;
         profile.send_if_modified(|known| {
             let changed = *known != now;
             *known = now;

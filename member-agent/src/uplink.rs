@@ -30,6 +30,8 @@ use crate::ledger::{self, Ledger};
 
 /// Between attempts of an agent whose place is taken by another installation.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(30);
+/// Conflicts in a row from which on it pauses so long.
+const PATIENT_AFTER: u32 = 4;
 /// Between attempts of an agent whose certificate is not accepted.
 const REVOKED_PAUSE: Duration = Duration::from_secs(60);
 /// A session that lasted so long was a good one: the next attempt comes soon.
@@ -161,7 +163,12 @@ impl Uplink {
                     stop it, or join this data directory to a cluster of its own"
                 );
                 self.state.send_replace(UplinkState::Conflict { message });
-                pause::spread(CONFLICT_PAUSE, rand::random())
+                // The other one may be about to end.
+                if failures < PATIENT_AFTER {
+                    pause::after(failures, rand::random())
+                } else {
+                    pause::spread(CONFLICT_PAUSE, rand::random())
+                }
             }
             _ => {
                 tracing::warn!(hub = address, error, "no session with the hub");

@@ -133,6 +133,9 @@ pub struct AgentReport {
     pub version: String,
     /// Tells one installation of the agent (one data directory) from another.
     pub instance: String,
+    /// Tells one process of that installation from another: made anew at each start.
+    #[serde(default)]
+    pub process: String,
     pub engines: Vec<String>,
     pub nodes: Vec<NodeUsage>,
 }

@@ -140,19 +140,14 @@ async fn handshake(socket: TcpStream, guard: &Guard, handshakes: &Semaphore) -> 
     TlsAcceptor::from(guard.credentials.server_config()).accept(socket).await
 }
 
-/// Who connected; nothing if it showed a certificate that says nothing we know, or that was revoked.
+/// Who connected; nothing if it showed a certificate that says nothing we know.
 fn identify(stream: &TlsStream<TcpStream>, address: SocketAddr, guard: &Guard) -> Option<Peer> {
     let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) else {
         return Some(Peer { address, verified: None });
     };
     match Identity::from_leaf(leaf, &guard.trust_domain) {
-        Ok(verified) => match guard.denied.check(&verified) {
-            Ok(()) => Some(Peer { address, verified: Some(Arc::new(verified)) }),
-            Err(error) => {
-                debug!(%address, %error, "connection refused");
-                None
-            }
-        },
+        // One that was revoked is let in to be told so, request by request.
+        Ok(verified) => Some(Peer { address, verified: Some(Arc::new(verified)) }),
         Err(error) => {
             warn!(%address, %error, "connection with a certificate that this trust domain does not issue");
             None

@@ -29,6 +29,8 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// A connection without a certificate is good for a join or a probe, and for no longer than these take.
 const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
+/// A connection with a certificate that was revoked before is good for being told so.
+const REVOKED_LIFE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the head of an HTTP/1 request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes of all headers of one request.
@@ -104,6 +106,10 @@ async fn must_end(peer: &Peer, guard: &Guard) -> &'static str {
         tokio::time::sleep(ANONYMOUS_LIFE).await;
         return "without a certificate a connection is short";
     };
+    if guard.denied.check(verified).is_err() {
+        tokio::time::sleep(REVOKED_LIFE).await;
+        return "its certificate was revoked before";
+    }
     let mut changed = guard.denied_changed.clone();
     let expiry = tokio::time::sleep(time_left(verified));
     let revoked = async {

@@ -10,14 +10,17 @@ use fluvial_model::kinds::{Cluster, MediumUsage};
 use fluvial_model::report::AgentReport;
 use fluvial_model::resource::Resource as _;
 use fluvial_model::store::{Txn, TxnOutcome};
+use fluvial_proto::v1;
 use fluvial_raft::{Consistency, StoreError};
 use tonic::Status;
 
-use super::{SessionContext, object_status};
+use super::{AskError, SessionContext, object_status};
 use crate::objects::ObjectError;
 
 /// After this much silence another installation may take over: three heartbeats.
 pub(super) const TAKEOVER: Duration = Duration::from_secs(15);
+/// How long a process that lives may take to say so.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The planner writes the same object: a race is lost seldom, and not often in a row.
 const TRIES: usize = 10;
 /// The longest name of an installation; agents use a UUID.
@@ -66,6 +69,28 @@ async fn write(context: &SessionContext, name: &str, report: &AgentReport, may_t
     Err(Status::aborted(format!("cluster \"{name}\" is being changed by others: try again")))
 }
 
+/// Refuses a second process of one installation, such as one on a copied data directory, for as long as the first answers.
+///
+/// A process that was killed does not answer: the next one need not wait until its silence is noticed.
+pub(super) async fn alone(context: &SessionContext, cluster: &str, report: &AgentReport) -> Result<(), Status> {
+    let ask = v1::Ask { id: 0, question: Some(v1::ask::Question::WhichProcess(v1::WhichProcess {})) };
+    let asked = tokio::time::timeout(ANSWER_WITHIN, context.registry.ask(cluster, ask.clone())).await;
+    let reply = match asked {
+        Ok(Err(AskError::NotHere { .. })) => {
+            context.peers.ask_agent(cluster, &ask, ANSWER_WITHIN).await.ok().flatten().unwrap_or_default()
+        }
+        Ok(Ok(reply)) => reply,
+        Ok(Err(_)) | Err(_) => v1::AskReply::default(),
+    };
+    if reply.data.is_empty() || report.process.is_empty() || reply.data == report.process.as_bytes() {
+        return Ok(());
+    }
+    Err(Status::already_exists(format!(
+        "another agent with the same identity speaks for cluster \"{cluster}\": two must not run on copies of one data \
+         directory"
+    )))
+}
+
 /// Whether an installation other than `instance` has, or just had, a session at any hub.
 async fn is_alive(context: &SessionContext, cluster: &str, instance: &str) -> bool {
     context.registry.instance(cluster).is_some_and(|live| live != instance)
@@ -102,6 +127,7 @@ mod tests {
             platform: "host".into(),
             version: "1".into(),
             instance: "i".into(),
+            process: "p".into(),
             engines: vec!["nodecache".into()],
             nodes: vec![node(vec![medium(1, 10), medium(2, 20)]), node(vec![medium(4, u64::MAX)])],
         };

@@ -95,6 +95,7 @@ impl Session {
         let report: AgentReport = serde_json::from_slice(&hello.agent_report)
             .map_err(|error| Status::invalid_argument(format!("the agent's report cannot be read: {error}")))?;
         claim::claim(&self.context, &self.cluster, &report).await?;
+        claim::alone(&self.context, &self.cluster, &report).await?;
         // Before the first reading: a change in between is then seen twice rather than never.
         let secrets = self.context.secrets.subscribe();
         let place = self.context.registry.enter(&self.cluster, &report.instance);

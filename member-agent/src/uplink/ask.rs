@@ -6,7 +6,7 @@ use bytes::Bytes;
 use fluvial_model::desired::Endpoint;
 use fluvial_model::report::Problem;
 use fluvial_proto::v1::ask::Question;
-use fluvial_proto::v1::{Ask, AskReply, ReadFile};
+use fluvial_proto::v1::{Ask, AskReply, ReadFile, WhichProcess};
 
 use crate::ledger::Secrets;
 use crate::reconciler::locate;
@@ -26,8 +26,8 @@ pub(super) fn busy(ask: &Ask) -> AskReply {
     reply(ask.id, Err(problem("Unreachable", "answer: the agent has too many questions at once; ask again".to_owned())))
 }
 
-/// The answer.
-pub(super) async fn answer(ask: Ask) -> AskReply {
+/// The answer of the agent whose process is called `process`.
+pub(super) async fn answer(ask: Ask, process: Bytes) -> AskReply {
     let answer = match ask.question {
         Some(Question::ReadFile(question)) => {
             match tokio::time::timeout(READ_TIMEOUT, Box::pin(read_file(question))).await {
@@ -35,6 +35,7 @@ pub(super) async fn answer(ask: Ask) -> AskReply {
                 Err(_) => Err(problem("Unreachable", format!("read file: no answer within {READ_TIMEOUT:?}"))),
             }
         }
+        Some(Question::WhichProcess(WhichProcess {})) => Ok(process),
         None => Err(problem("Unsupported", "answer: this agent does not know the question".to_owned())),
     };
     reply(ask.id, answer)

@@ -191,7 +191,10 @@ impl Session<'_> {
             Some(Heard::Ask(question)) if self.asks.len() >= ASKS => {
                 self.say(Said::Reply(ask::busy(&question))).await?
             }
-            Some(Heard::Ask(question)) => drop(self.asks.spawn(ask::answer(question))),
+            Some(Heard::Ask(question)) => {
+                let process = self.uplink.profile.borrow().process.clone();
+                self.asks.spawn(ask::answer(question, process.into()));
+            }
             Some(Heard::ReportStored(stored)) => {
                 if let Some((sequence, _)) = self.reports.remove(&stored.id) {
                     let Ack { id, generation, .. } = stored;
