@@ -9,5 +9,6 @@
 pub mod bed;
 pub mod federation;
 pub mod minio;
+pub mod steps;
 pub mod tree;
 pub mod wait;

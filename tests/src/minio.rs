@@ -7,6 +7,7 @@
 
 use crate::bed::{bed_bin, free_port};
 use crate::wait::wait_for;
+use rusty_s3::actions::ListObjectsV2;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use std::fs::File;
 use std::path::PathBuf;
@@ -85,6 +86,33 @@ impl Minio {
             self.agent.get(url.as_str()).call().unwrap_or_else(|e| panic!("getting `{bucket}/{key}` failed: {e}"));
         let body = response.body_mut().with_config().limit(GET_LIMIT_BYTES).read_to_vec();
         body.unwrap_or_else(|e| panic!("reading `{bucket}/{key}` failed: {e}"))
+    }
+
+    /// The keys of all objects of a bucket, sorted: up to a thousand.
+    #[track_caller]
+    pub fn keys(&self, bucket: &str) -> Vec<String> {
+        let url = self.bucket(bucket).list_objects_v2(Some(&self.credentials())).sign(SIGNATURE_VALID);
+        let found = ListObjectsV2::parse_response(&self.text(url.as_str())).expect("MinIO lists objects");
+        found.contents.into_iter().map(|object| object.key).collect()
+    }
+
+    /// The ids of uploads that were begun and neither completed nor aborted.
+    ///
+    /// MinIO lists uploads of one exact key only, so its folder is looked at.
+    #[track_caller]
+    pub fn uploads(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for folder in std::fs::read_dir(self.dir().join(".minio.sys/multipart")).into_iter().flatten().flatten() {
+            for upload in std::fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+                found.push(upload.path().display().to_string());
+            }
+        }
+        found
+    }
+
+    fn text(&self, url: &str) -> String {
+        let mut response = self.agent.get(url).call().unwrap_or_else(|e| panic!("listing failed: {e}"));
+        response.body_mut().read_to_string().unwrap_or_else(|e| panic!("listing failed: {e}"))
     }
 
     fn spawn() -> Self {
