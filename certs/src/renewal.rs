@@ -17,16 +17,19 @@ pub enum Due {
     In(Duration),
 }
 
-/// When a leaf valid from `not_before` to `not_after` is due, seen at `now`.
+/// When a leaf issued at `issued_at` and valid until `not_after` is due, seen at `now`.
+///
+/// Not from its `not_before`, which lies a little earlier for clocks that are behind: a short-lived leaf would be due at
+/// once, for ever.
 ///
 /// `jitter` is a random number from 0 to 1, drawn once per certificate; 0.5 is exactly half life. Values outside (and
-/// not-a-number) count as the nearest bound (or 0.5). A leaf whose validity is empty or reversed is due now.
-pub fn due(not_before: Timestamp, not_after: Timestamp, now: Timestamp, jitter: f64) -> Due {
-    let Ok(life) = Duration::try_from(not_after.duration_since(not_before)) else { return Due::Now };
+/// not-a-number) count as the nearest bound (or 0.5). A leaf whose life is empty or reversed is due now.
+pub fn due(issued_at: Timestamp, not_after: Timestamp, now: Timestamp, jitter: f64) -> Due {
+    let Ok(life) = Duration::try_from(not_after.duration_since(issued_at)) else { return Due::Now };
     let jitter = if jitter.is_nan() { 0.5 } else { jitter.clamp(0.0, 1.0) };
     // 0.45 … 0.55 of the life: never negative, never beyond it.
     let after_start = life.mul_f64(0.5 * (1.0 + SPREAD * (2.0 * jitter - 1.0)));
-    let passed = now.duration_since(not_before);
+    let passed = now.duration_since(issued_at);
     match Duration::try_from(passed) {
         Ok(passed) if passed >= after_start => Due::Now,
         Ok(passed) => Due::In(after_start - passed),

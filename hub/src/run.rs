@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fluvial_certs::authority::LEAF_LIFETIME;
 use fluvial_certs::{DenyList, Reloadable, tls};
 use fluvial_proto::v1::agent_service_server::AgentServiceServer;
 use fluvial_proto::v1::hub_service_server::HubServiceServer;
@@ -106,12 +107,21 @@ pub struct HubConfig {
     pub clock: Option<SharedClock>,
     /// Whether this hub plans when it leads. A fleet needs hubs that do; tests of what lies beside the planner do not.
     pub plans: bool,
+    /// How long a certificate that it makes is good for, its own among them; each is renewed at half its life.
+    pub certificate_lifetime: Duration,
 }
 
 impl HubConfig {
     #[must_use]
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self { data_dir: data_dir.into(), listener: None, timings: Timings::default(), clock: None, plans: true }
+        Self {
+            data_dir: data_dir.into(),
+            listener: None,
+            timings: Timings::default(),
+            clock: None,
+            plans: true,
+            certificate_lifetime: LEAF_LIFETIME,
+        }
     }
 }
 
@@ -154,11 +164,12 @@ impl Hub {
     /// A data directory that is not a hub's, and what disk and network say.
     pub async fn start(config: HubConfig) -> Result<RunningHub, RunError> {
         let clock = config.clock.unwrap_or_else(|| Arc::new(SystemClock));
+        let lifetime = config.certificate_lifetime;
         let home = Home::new(&config.data_dir);
         let record = home.record()?;
         let authority = Arc::new(home.authority()?);
         let data_key = home.data_key()?;
-        let bundle = renewal::usable_bundle(&home, &authority, &record, clock.now())?;
+        let bundle = renewal::usable_bundle(&home, &authority, &record, clock.now(), lifetime)?;
         let credentials = Arc::new(Reloadable::new(bundle, &[tls::ALPN_H2]).map_err(RunError::Tls)?);
         let listener = match config.listener {
             Some(listener) => listener,
@@ -174,7 +185,7 @@ impl Hub {
         let peers = Arc::new(Peers::new(record.node_id, dialler.clone(), membership.clone()));
         let blocks = Blocks::open(&home.blocks()).map_err(RunError::Blocks)?;
         blocks.ask_peers(peers.clone());
-        let issuer = Issuer { authority: authority.clone(), objects: objects.clone(), clock: clock.clone() };
+        let issuer = Issuer { authority: authority.clone(), objects: objects.clone(), clock: clock.clone(), lifetime };
         let context = SessionContext {
             objects: objects.clone(),
             liveness: Arc::new(Liveness::default()),
@@ -215,7 +226,7 @@ impl Hub {
         tasks.spawn(context.secrets.clone().run(shared));
         tasks.spawn(tell_beats(context.liveness.clone(), peers));
         tasks.spawn(members::keep(store.clone(), objects.clone(), dialler, clock.clone()));
-        tasks.spawn(renewal::keep_fresh(home, authority, record.clone(), credentials, clock.clone()));
+        tasks.spawn(renewal::keep_fresh(home, authority, record.clone(), credentials, clock.clone(), lifetime));
         if record.first {
             tasks.spawn(setup::fill_store(objects.clone(), record.clone(), clock.clone()));
         }

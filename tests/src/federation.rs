@@ -51,6 +51,8 @@ pub struct Federation {
     /// Running hubs by number, from 1.
     hubs: BTreeMap<usize, Process>,
     members: BTreeMap<String, Process>,
+    /// What every `hub run` is given beside its folder.
+    hub_arguments: Vec<String>,
     /// `https://HOST:PORT` of each hub.
     pub urls: Vec<String>,
     pub api: Api,
@@ -232,9 +234,21 @@ impl Federation {
     /// Starts so many hubs, and the members, which join by tokens; returns when all clusters are Ready.
     #[track_caller]
     pub fn start(hubs: usize, members: &[&str]) -> Self {
+        Self::start_with(hubs, members, &[])
+    }
+
+    /// The same, with arguments for every `hub run`.
+    #[track_caller]
+    pub fn start_with(hubs: usize, members: &[&str], hub_arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let api = Api { kubeconfig: folder.path().join("kubeconfig") };
-        let mut federation = Self { folder, hubs: BTreeMap::new(), members: BTreeMap::new(), urls: Vec::new(), api };
+        let mut federation = Self {
+            api: Api { kubeconfig: folder.path().join("kubeconfig") },
+            folder,
+            hubs: BTreeMap::new(),
+            members: BTreeMap::new(),
+            hub_arguments: hub_arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            urls: Vec::new(),
+        };
         for number in 1..=hubs {
             federation.make_hub(number);
         }
@@ -314,7 +328,7 @@ impl Federation {
 
     pub fn run_hub(&mut self, number: usize) {
         let mut command = Command::new(fluvial_bin());
-        command.args(["hub", "run", "--data-dir"]).arg(self.hub_dir(number));
+        command.args(["hub", "run", "--data-dir"]).arg(self.hub_dir(number)).args(&self.hub_arguments);
         let process = Process::start(&mut command, &self.folder.path().join(format!("hub-{number}.log")));
         self.hubs.insert(number, process);
     }

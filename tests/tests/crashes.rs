@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use fluvial_tests::federation::{Api, DEADLINE, Federation, Up};
 use fluvial_tests::minio::Minio;
@@ -151,6 +152,35 @@ fn either_side_is_restarted_in_any_order_and_work_is_done_once() {
     api.fluvial(&["migrate", "tree", "--to", "s3", "--wait", "--timeout", "60s"]).unwrap();
     assert_eq!(api.home("tree", "s3"), home);
     assert_eq!(minio.keys("bucket"), written, "the same version in the same store is there already");
+}
+
+#[test]
+fn certificates_are_renewed_at_half_life_and_what_goes_on_does_not_notice() {
+    let mut federation = Federation::start_with(1, &["a"], &["--certificate-lifetime", "16s"]);
+    let api = federation.api.clone();
+    let source = federation.folder().join("source");
+    tree::make(&source, 29, 20, 1000);
+    let now = |federation: &Federation| {
+        [federation.hub_dir(1), federation.member_dir("a")].map(|folder| fs::read(folder.join("cert.pem")).unwrap())
+    };
+    let mut last = now(&federation);
+    let began = Instant::now();
+    // Two renewals of both take longer than one life.
+    for round in 0..2 {
+        let [hub, agent] = wait_for(DEADLINE, "new certificates", || {
+            let found = now(&federation);
+            if found[0] != last[0] && found[1] != last[1] { Ok(found) } else { Err(round) }
+        });
+        last = [hub, agent];
+        let dataset = format!("made-in-round-{round}");
+        assert_eq!(api.path_dataset(&dataset, &source)["status"]["files"], 20);
+        assert_eq!(api.get("cluster", "a").unwrap()["status"]["state"], "Ready");
+    }
+    assert!(began.elapsed() > Duration::from_secs(8), "a certificate is not renewed long before half its life");
+    // What was renewed is what it starts with again.
+    federation.kill_member("a");
+    federation.run_member("a");
+    assert_eq!(api.path_dataset("made-after-a-start", &source)["status"]["files"], 20);
 }
 
 #[test]

@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Run {
         #[arg(long)]
         data_dir: PathBuf,
+        /// How long certificates are good for that this hub makes; each is renewed at half its life.
+        #[arg(long, default_value = "24h", value_parser = certificate_lifetime)]
+        certificate_lifetime: Duration,
     },
     /// List the hubs of the fleet.
     Members {
@@ -102,7 +105,7 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
             eprintln!("hub {} may join; start it: fluvial hub run --data-dir {}", record.node_id, data_dir.display());
             Ok(())
         }
-        Command::Run { data_dir } => serve(data_dir).await,
+        Command::Run { data_dir, certificate_lifetime } => serve(data_dir, certificate_lifetime).await,
         Command::Members { output } => {
             let client = client::connect(kubeconfig).await?;
             let items = members(&client).await?;
@@ -155,9 +158,16 @@ async fn remove(client: &Client, id: u64, within: Duration) -> Result<()> {
     }
 }
 
-async fn serve(data_dir: PathBuf) -> Result<()> {
+/// Long enough to be renewed in time over a slow link, short enough to be called temporary.
+fn certificate_lifetime(text: &str) -> Result<Duration, String> {
+    const ALLOWED: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(365 * 86_400);
+    let lifetime = duration(text)?;
+    if ALLOWED.contains(&lifetime) { Ok(lifetime) } else { Err(format!("\"{text}\" must be from 10s to 365d")) }
+}
+
+async fn serve(data_dir: PathBuf, certificate_lifetime: Duration) -> Result<()> {
     let stop = until_told_to_stop()?;
-    let hub = Hub::start(HubConfig::new(data_dir)).await?;
+    let hub = Hub::start(HubConfig { certificate_lifetime, ..HubConfig::new(data_dir) }).await?;
     eprintln!("hub {} listens on {}", hub.record().node_id, hub.address());
     stop.await;
     hub.shutdown().await;

@@ -1,8 +1,9 @@
 //! Makes certificates for those who were let in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use fluvial_certs::authority::{self, LEAF_LIFETIME};
+use fluvial_certs::authority;
 use fluvial_certs::{Authority, Csr, Identity, SubjectAltName, csr};
 use fluvial_raft::{Consistency, StoreError};
 use jiff::{SignedDuration, Timestamp};
@@ -58,6 +59,8 @@ pub struct Issuer {
     pub authority: Arc<Authority>,
     pub objects: Objects,
     pub clock: SharedClock,
+    /// How long what it makes is good for.
+    pub lifetime: Duration,
 }
 
 impl Issuer {
@@ -85,7 +88,7 @@ impl Issuer {
         let revoked = revoked.map_err(|source| IssueError::Revocation { identity: name(), source })?;
         let now = dated_after(self.clock.now(), revoked.map(|r| r.before));
         let names = address.map(server_names).unwrap_or_default();
-        let leaf = self.authority.issue(csr, identity, &names, now, LEAF_LIFETIME);
+        let leaf = self.authority.issue(csr, identity, &names, now, self.lifetime);
         leaf.map(|leaf| leaf.cert_pem).map_err(|source| IssueError::Issue { identity: name(), source })
     }
 

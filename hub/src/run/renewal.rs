@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluvial_certs::authority::LEAF_LIFETIME;
 use fluvial_certs::{Authority, Bundle, Due, Identity, KeyPair, Reloadable, due};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::RunError;
 use super::home::{Home, HubRecord};
@@ -23,11 +22,12 @@ pub(super) fn issue(
     authority: &Authority,
     record: &HubRecord,
     now: Timestamp,
+    lifetime: Duration,
 ) -> Result<Bundle, RunError> {
     let key = KeyPair::generate().map_err(RunError::Key)?;
     let identity = Identity::Hub { id: record.node_id };
     let names = server_names(&record.advertise);
-    let leaf = authority.issue_for_key(&key, &identity, &names, now, LEAF_LIFETIME).map_err(RunError::Issue)?;
+    let leaf = authority.issue_for_key(&key, &identity, &names, now, lifetime).map_err(RunError::Issue)?;
     // A crash between the two leaves a pair that does not fit, and the next start makes a new one.
     home.write_key(&key)?;
     home.write_certificate(&leaf.cert_pem)?;
@@ -35,21 +35,24 @@ pub(super) fn issue(
         .map_err(|error| RunError::Reply(format!("the own certificate: {error}")))
 }
 
-/// The kept certificate, or a new one if it is past half its life or cannot be used.
+/// The kept certificate, or a new one if it is past half its life, lives longer than is wanted now, or cannot be used.
 pub(super) fn usable_bundle(
     home: &Home,
     authority: &Authority,
     record: &HubRecord,
     now: Timestamp,
+    lifetime: Duration,
 ) -> Result<Bundle, RunError> {
+    let longest = SignedDuration::try_from(lifetime).unwrap_or(SignedDuration::MAX);
     let kept = home.leaf().ok().and_then(|(leaf, key)| Bundle::new(&leaf, &key, &authority.cert_pem()).ok());
     let fresh = kept.filter(|bundle| {
         bundle.verified(authority.trust_domain()).is_ok_and(|verified| {
             let ours = verified.identity == Identity::Hub { id: record.node_id };
-            ours && due(verified.not_before, verified.not_after, now, 0.5) != Due::Now
+            let brief = verified.not_after.duration_since(now) <= longest;
+            ours && brief && due(verified.issued_at, verified.not_after, now, 0.5) != Due::Now
         })
     });
-    fresh.map_or_else(|| issue(home, authority, record, now), Ok)
+    fresh.map_or_else(|| issue(home, authority, record, now, lifetime), Ok)
 }
 
 /// Renews the certificate when it is due, for ever.
@@ -59,11 +62,12 @@ pub(super) async fn keep_fresh(
     record: HubRecord,
     credentials: Arc<Reloadable>,
     clock: SharedClock,
+    lifetime: Duration,
 ) {
     let mut jitter: f64 = rand::random();
     loop {
         let verified = credentials.current().bundle.verified(authority.trust_domain());
-        let wait = match verified.map(|v| due(v.not_before, v.not_after, clock.now(), jitter)) {
+        let wait = match verified.map(|v| due(v.issued_at, v.not_after, clock.now(), jitter)) {
             Ok(Due::In(wait)) => wait.min(LOOK_EVERY),
             Ok(Due::Now) | Err(_) => Duration::ZERO,
         };
@@ -71,7 +75,7 @@ pub(super) async fn keep_fresh(
             tokio::time::sleep(wait).await;
             continue;
         }
-        let renewed = issue(&home, &authority, &record, clock.now())
+        let renewed = issue(&home, &authority, &record, clock.now(), lifetime)
             .and_then(|bundle| credentials.replace(bundle).map_err(RunError::Tls));
         match renewed {
             Ok(generation) => {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fluvial_certs::authority::LEAF_LIFETIME;
 use fluvial_certs::{Authority, SpkiPin, TrustDomain};
 use fluvial_model::store::Txn;
 use fluvial_raft::{Consistency, StoreError};
@@ -58,7 +59,7 @@ pub fn init(options: InitOptions) -> Result<InitReport, RunError> {
     home.write_data_key(&Zeroizing::new(rand::random::<[u8; KEY_BYTES]>()))?;
     let record =
         HubRecord { node_id: FIRST_HUB, cluster_id: fresh_uid(), listen: options.listen, advertise, first: true };
-    renewal::issue(&home, &authority, &record, now)?;
+    renewal::issue(&home, &authority, &record, now, LEAF_LIFETIME)?;
     home.write_record(&record)?;
     Ok(InitReport { record, pin: authority.spki_pin() })
 }

@@ -37,7 +37,7 @@ pub(super) fn schedule(uplink: &Uplink, jitter: f64) -> Result<(Duration, Durati
     let now = Timestamp::now();
     let left = Duration::try_from(leaf.not_after.duration_since(now)).unwrap_or_default();
     let again = (left / 20).clamp(Duration::from_secs(2), Duration::from_secs(600));
-    Ok(match due(leaf.not_before, leaf.not_after, now, jitter) {
+    Ok(match due(leaf.issued_at, leaf.not_after, now, jitter) {
         Due::Now => (Duration::ZERO, again),
         Due::In(wait) => (wait, again),
     })
