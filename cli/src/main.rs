@@ -86,8 +86,13 @@ const QUIET_DEMO: &str = "error,openraft=off,fluvial_member_agent::uplink=off";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // The client library logs what its callers are told anyway: a failure is one line.
-    let default = if matches!(arguments.command, Command::Demo(_)) { QUIET_DEMO } else { "warn,kube_client=off" };
+    // The client library logs what its callers are told anyway: a failure is one line. A heartbeat that came late
+    // is nothing that anybody could act on.
+    let default = if matches!(arguments.command, Command::Demo(_)) {
+        QUIET_DEMO
+    } else {
+        "warn,kube_client=off,openraft::core::heartbeat=error"
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

@@ -18,6 +18,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -124,6 +125,11 @@ impl HubConfig {
         }
     }
 }
+
+/// How long a port may stay taken by a process that is ending: the kernel frees gigabytes in a second or two.
+const PORT_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is tried.
+const PORT_EVERY: Duration = Duration::from_millis(50);
 
 /// Starts hubs.
 #[derive(Debug)]
@@ -254,8 +260,17 @@ impl Tasks {
     }
 }
 
+/// Listens. A hub that was killed a moment ago may not have let go of its port yet.
 async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address: address.to_string(), source })
+    let deadline = tokio::time::Instant::now() + PORT_WITHIN;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(PORT_EVERY).await;
+            }
+            bound => return bound.map_err(|source| RunError::Listen { address: address.to_string(), source }),
+        }
+    }
 }
 
 async fn open_store(

@@ -3,5 +3,6 @@
 mod enrolment;
 mod fixture;
 mod fleet;
+mod port;
 mod revocation;
 mod session;
