@@ -170,8 +170,12 @@ impl Federation {
                 JoinConfig { hub: url(&self.hubs), token, data_dir: data_dir.clone(), cluster: Some(name.into()) };
             fluvial_member_agent::join(join).await.with_context(|| format!("letting member \"{name}\" join"))?;
         }
-        let config =
-            AgentConfig { data_dir: data_dir.clone(), node_name: Some(name.to_owned()), ..AgentConfig::default() };
+        let config = AgentConfig {
+            data_dir: data_dir.clone(),
+            node_name: Some(name.to_owned()),
+            mounts_end: true,
+            ..AgentConfig::default()
+        };
         let agent = Agent::start(config).await.with_context(|| format!("starting member \"{name}\""))?;
         let mut state = agent.state();
         let settled = |state: &UplinkState| !matches!(state, UplinkState::Connecting);

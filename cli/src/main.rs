@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    apply, cluster, completion, dataset, delete, demo, describe, get, hub, kubeconfig, member, migrate, op, placement,
-    query, storage, token, up, watch,
+    apply, cluster, completion, dataset, delete, demo, describe, get, hub, kubeconfig, member, migrate, mount, op,
+    placement, query, storage, token, up, watch,
 };
 
 /// A federation hub for datasets.
@@ -60,6 +60,12 @@ enum Command {
     Placement(placement::Command),
     /// Bring a dataset into a Storage.
     Migrate(migrate::Arguments),
+    /// Show a dataset as a directory of this machine.
+    Mount(mount::Mount),
+    /// Take such a directory away.
+    Unmount(mount::Unmount),
+    #[command(hide = true)]
+    ServeMount(mount::ServeMount),
     /// Operations: list, wait, cancel.
     #[command(subcommand)]
     Op(op::Command),
@@ -115,6 +121,9 @@ fn main() -> ExitCode {
                 Command::Storage(command) => storage::run(kubeconfig, command).await,
                 Command::Placement(command) => placement::run(kubeconfig, command).await,
                 Command::Migrate(arguments) => migrate::run(kubeconfig, arguments).await,
+                Command::Mount(arguments) => mount::run(kubeconfig, arguments).await,
+                Command::Unmount(arguments) => mount::unmount(kubeconfig, arguments).await,
+                Command::ServeMount(arguments) => mount::serve(arguments).await,
                 Command::Op(command) => op::run(kubeconfig, command).await,
                 Command::Query(arguments) => query::run(kubeconfig, arguments).await,
                 Command::Get(arguments) => get::run(kubeconfig, arguments).await,

@@ -12,6 +12,7 @@
 //! | [`uplink`] | keeps a session with some hub: desired state into the ledger, reports out of it | 1 |
 //! | [`ledger`] | what was asked for and what came of it, on disk before anything else happens | |
 //! | [`blocks`] | moves manifest blocks to and from the hub | |
+//! | [`mounts`] | keeps the mount processes running, and answers them | 1 and one for each mount |
 //! | [`reconciler`] | compares the ledger with what runs and starts, stops, cleans up | 1 and one for each work |
 //! | [`platform`] | the machine: node name, cache tiers, room | |
 //! | [`run`] | puts all of it together, for `up` and for `member run` | 1 (what the agent says of itself) |
@@ -26,6 +27,7 @@ pub mod connect;
 pub mod identity;
 pub mod join;
 pub mod ledger;
+pub mod mounts;
 pub mod platform;
 pub mod reconciler;
 pub mod run;

@@ -1,7 +1,7 @@
 //! The agent as a whole: opened, run, ended. Used by `up` in its own process and by `member run`.
 //!
 //! Everything it keeps is in its data directory: `agent.json` and the other identity files, `ledger.db`, `journal.db`,
-//! `blocks/`, `cache.db`, and, by default, `cache/`.
+//! `blocks/`, `cache.db`, `mounts.sock`, and, by default, `cache/`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::blocks::HubLink;
 use crate::identity::{self, AgentFile, DataDir};
 use crate::ledger::{self, Ledger};
+use crate::mounts::{self, Mounts};
 use crate::platform::host::{self, TierConfig};
 use crate::reconciler;
 use crate::reconciler::apply::Runner;
@@ -49,6 +50,10 @@ pub struct AgentConfig {
     pub node_name: Option<String>,
     /// The node's labels, of which zone and region are reported.
     pub labels: BTreeMap<String, String>,
+    /// The program that mount processes are started from; if not given, this one.
+    pub program: Option<PathBuf>,
+    /// Whether an end in order takes every mount away. If not, they go on, and wait for the next agent.
+    pub mounts_end: bool,
 }
 
 /// Why an agent cannot start.
@@ -68,6 +73,10 @@ pub enum StartError {
     Stores(#[source] TransferError),
     #[error("start agent: open cache")]
     Engine(#[source] EngineError),
+    #[error("start agent: find this program, to start mount processes from")]
+    Program(#[source] std::io::Error),
+    #[error("start agent")]
+    Mounts(#[source] mounts::Error),
     #[error("start agent: the program is ending")]
     Ending,
 }
@@ -83,6 +92,8 @@ pub struct RunningAgent {
     cancel: CancellationToken,
     tasks: JoinSet<()>,
     state: watch::Receiver<UplinkState>,
+    mounts: Mounts,
+    mounts_end: bool,
 }
 
 /// What was opened.
@@ -102,8 +113,11 @@ impl Agent {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: AgentConfig) -> Result<RunningAgent, StartError> {
+        let (data_dir, program, mounts_end) = (config.data_dir.clone(), config.program.clone(), config.mounts_end);
         let Opened { dir, agent, credentials, ledger, blocks, journal, engine } =
             tokio::task::spawn_blocking(move || open(config)).await.map_err(|_| StartError::Ending)??;
+        let program = program.map_or_else(std::env::current_exe, Ok).map_err(StartError::Program)?;
+        let (mounts, listener) = Mounts::open(&data_dir, program, engine.clone()).map_err(StartError::Mounts)?;
         let cancel = CancellationToken::new();
         let (channel, follow) = (watch::Sender::new(None), watch::Sender::new(UplinkState::Connecting));
         let link = HubLink::new(channel.subscribe());
@@ -122,21 +136,22 @@ impl Agent {
             profile: profile.subscribe(),
             cancel: cancel.clone(),
         };
-        let runner = Runner::new(Works::new(ledger.clone(), blocks, journal, engine.clone(), link));
+        let runner = Runner::new(Works::new(ledger.clone(), blocks, journal, engine.clone(), link, mounts.clone()));
         tasks.spawn(uplink.run());
         tasks.spawn(keep_profile(agent.clone(), engine.clone(), profile, cancel.clone()));
+        tasks.spawn(mounts.clone().run(listener, cancel.clone()));
         let reconcile = cancel.clone();
         tasks.spawn(async move {
             reconciler::run(ledger, runner, reconcile).await;
             engine.stop().await;
         });
-        Ok(RunningAgent { agent, cancel, tasks, state })
+        Ok(RunningAgent { agent, cancel, tasks, state, mounts, mounts_end })
     }
 }
 
 /// Opens everything that is on disk.
 fn open(config: AgentConfig) -> Result<Opened, StartError> {
-    let AgentConfig { data_dir, tiers, node_name, labels } = config;
+    let AgentConfig { data_dir, tiers, node_name, labels, .. } = config;
     let dir = DataDir::open(&data_dir).map_err(StartError::Identity)?;
     let agent = dir.agent().map_err(StartError::Identity)?;
     let agent = agent.ok_or_else(|| StartError::NotJoined { dir: data_dir.display().to_string() })?;
@@ -181,6 +196,7 @@ async fn describe(agent: &AgentFile, process: &str, engine: &dyn Engine) -> Agen
         version: env!("CARGO_PKG_VERSION").to_owned(),
         instance: agent.instance.clone(),
         process: process.to_owned(),
+        machine: host::machine(),
         engines: vec![engine.name().to_owned()],
         nodes,
     }
@@ -222,6 +238,9 @@ impl RunningAgent {
 
     /// Ends every task in order; what is unfinished goes on at the next start.
     pub async fn shutdown(mut self) {
+        if self.mounts_end {
+            self.mounts.take_all_away().await;
+        }
         self.cancel.cancel();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(SHUTDOWN, all).await.is_err() {

@@ -160,7 +160,14 @@ async fn a_dataset_is_scanned_then_cached_then_evicted() {
     assert!(bed.hub.memory().blocks.contains_key(&found.root.parse().unwrap()), "blocks come before the report");
 
     let sources = vec![bed.endpoint("source")];
-    let cache = CacheWork { dataset: dataset(), root: found.root.clone(), sources, paths: Vec::new(), pinned: true };
+    let cache = CacheWork {
+        dataset: dataset(),
+        root: found.root.clone(),
+        sources,
+        paths: Vec::new(),
+        pinned: true,
+        on_demand: false,
+    };
     let id = bed.hub.assign(Work::Cache(cache));
     let ready = |report: &Report| matches!(report, Report::Cache(cache) if cache.phase == "Ready");
     let (_, Report::Cache(report)) = bed.hub.report(&id, "a filled cache", ready).await else { unreachable!() };

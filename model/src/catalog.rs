@@ -168,6 +168,21 @@ pub const TABLES: &[Table] = &[
         indexes: &[&["namespace", "name"]],
     },
     Table {
+        name: "mounts",
+        columns: &[
+            text("namespace"),
+            text("name"),
+            text("dataset"),
+            text("cluster"),
+            text("directory"),
+            text("phase"),
+            text("mode"),
+            text("root"),
+            text("message"),
+        ],
+        indexes: &[&["namespace", "name"]],
+    },
+    Table {
         name: "cache_locations",
         columns: &[
             text("namespace"),

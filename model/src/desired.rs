@@ -86,6 +86,9 @@ pub struct CacheWork {
     pub paths: Vec<String>,
     #[serde(default)]
     pub pinned: bool,
+    /// Fetch nothing beforehand: files come as they are read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub on_demand: bool,
 }
 
 /// Bring a dataset into a Storage.
@@ -113,6 +116,18 @@ pub struct RemoveWork {
     pub target: Endpoint,
 }
 
+/// Show a dataset, which the cache work of the same dataset holds, as a directory of the member's machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountWork {
+    pub dataset: DatasetKey,
+    /// The uid of the DatasetMount.
+    pub mount: String,
+    /// The version to show.
+    pub root: String,
+    /// Where, absolute.
+    pub directory: String,
+}
+
 /// What an assignment asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "work", rename_all = "lowercase")]
@@ -121,6 +136,7 @@ pub enum Work {
     Cache(CacheWork),
     Migrate(MigrateWork),
     Remove(RemoveWork),
+    Mount(MountWork),
 }
 
 impl Work {
@@ -137,6 +153,7 @@ impl Work {
                 w.dataset.name,
                 w.target.uri.path().rsplit('/').next().unwrap_or_default()
             ),
+            Self::Mount(w) => format!("mount/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.mount),
         }
     }
 
@@ -148,6 +165,7 @@ impl Work {
             Self::Cache(w) => &w.dataset,
             Self::Migrate(w) => &w.dataset,
             Self::Remove(w) => &w.dataset,
+            Self::Mount(w) => &w.dataset,
         }
     }
 
@@ -158,6 +176,7 @@ impl Work {
             Self::Cache(w) => (&w.sources, None),
             Self::Migrate(w) => (&w.sources, Some(&w.target)),
             Self::Remove(w) => (&[], Some(&w.target)),
+            Self::Mount(_) => (&[], None),
         };
         sources.iter().chain(target)
     }

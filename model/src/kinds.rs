@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod core;
 pub mod datamigrate;
 pub mod dataset;
+pub mod datasetmount;
 pub mod jointoken;
 pub mod placement;
 pub mod source;
@@ -18,6 +19,7 @@ pub use self::datamigrate::{
     StorageRef,
 };
 pub use self::dataset::{Dataset, DatasetPhase, DatasetSpec, DatasetStatus, Home, HomeState};
+pub use self::datasetmount::{DatasetMount, DatasetMountPhase, DatasetMountSpec, DatasetMountStatus};
 pub use self::jointoken::{JoinToken, JoinTokenSpec, JoinTokenStatus};
 pub use self::placement::{ClusterChoice, DatasetChoice, Placement, PlacementSpec, PlacementStatus};
 pub use self::source::{EncryptOption, EncryptOptionSource, Mount, SecretKeySelector};
@@ -36,6 +38,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<Storage>(),
     Kind::of::<Placement>(),
     Kind::of::<CacheLocation>(),
+    Kind::of::<DatasetMount>(),
     Kind::of::<JoinToken>(),
 ];
 

@@ -18,6 +18,7 @@ pub mod build;
 pub mod diff;
 pub mod hash;
 pub mod path;
+pub mod rank;
 pub mod read;
 
 pub use block::{BlockRef, DecodeError, Item, Node, PageEntry, decode};

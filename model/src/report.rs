@@ -63,6 +63,7 @@ pub enum Report {
     Cache(CacheReport),
     Migrate(MigrateReport),
     Remove(RemoveReport),
+    Mount(MountReport),
 }
 
 /// A scan ended, or cannot end.
@@ -118,6 +119,23 @@ pub struct RemoveReport {
     pub problem: Option<Problem>,
 }
 
+/// How a mount stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountReport {
+    /// Readers are served.
+    pub mounted: bool,
+    /// The version that is shown.
+    pub root: String,
+    /// The process that serves it.
+    pub process: Option<u32>,
+    /// Complete files are read by the kernel from the cache.
+    pub passthrough: bool,
+    /// Why they are not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub without_passthrough: String,
+    pub problem: Option<Problem>,
+}
+
 /// A report and the assignment generation that it speaks of, as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StoredReport {
@@ -136,6 +154,10 @@ pub struct AgentReport {
     /// Tells one process of that installation from another: made anew at each start.
     #[serde(default)]
     pub process: String,
+    /// Tells the machine, and what the agent sees of its file systems, from others: who reads the same text sees the
+    /// same mounts.
+    #[serde(default)]
+    pub machine: String,
     pub engines: Vec<String>,
     pub nodes: Vec<NodeUsage>,
 }

@@ -13,14 +13,16 @@ use jiff::Timestamp;
 use crate::desired::{CacheWork, DatasetKey, RemoveWork, ScanWork, Work};
 use crate::kinds::cachelocation::CacheLocationSpec;
 use crate::kinds::{
-    CacheLocation, CacheLocationStatus, Cluster, ClusterState, Dataset, DatasetPhase, DatasetStatus, Home, HomeState,
-    Placement, Storage,
+    CacheLocation, CacheLocationStatus, Cluster, ClusterState, Dataset, DatasetMount, DatasetMountStatus, DatasetPhase,
+    DatasetStatus, Home, HomeState, Placement, Storage,
 };
 use crate::meta::{Condition, ConditionStatus, set_condition};
 use crate::placement::Decision;
 use crate::report::{CacheReport, Report, ScanReport, StoredReport};
 use crate::route;
 use crate::uri::{SCHEMES, Uri};
+
+mod mounts;
 
 /// The engine that fills caches.
 pub const ENGINE: &str = "nodecache";
@@ -37,6 +39,8 @@ pub struct Facts<'a> {
     pub reports: &'a BTreeMap<(String, String), StoredReport>,
     /// Names of unfinished migrations of the dataset.
     pub migrations: &'a [String],
+    /// The mounts of the dataset.
+    pub mounts: &'a [&'a DatasetMount],
     pub now: Timestamp,
 }
 
@@ -47,6 +51,8 @@ pub struct Next {
     /// Scan, cache and removal work, by cluster.
     pub assignments: BTreeSet<(String, WorkById)>,
     pub cache_locations: Vec<CacheLocation>,
+    /// How each mount stands, by name.
+    pub mounts: BTreeMap<String, DatasetMountStatus>,
 }
 
 /// Work ordered by its id, so that sets of it compare.
@@ -72,6 +78,7 @@ pub fn plan(facts: &Facts<'_>) -> Next {
         status: facts.dataset.status.clone().unwrap_or_default(),
         assignments: BTreeSet::new(),
         cache_locations: Vec::new(),
+        mounts: BTreeMap::new(),
     };
     if facts.dataset.metadata.deletion_timestamp.is_some() {
         return next;
@@ -79,6 +86,7 @@ pub fn plan(facts: &Facts<'_>) -> Next {
     scan(facts, &mut next);
     homes(facts, &mut next);
     caches(facts, &mut next);
+    mounts::plan(facts, &mut next);
     summary(facts, &mut next.status, &next.cache_locations);
     next
 }
@@ -220,12 +228,26 @@ fn homes(facts: &Facts<'_>, next: &mut Next) {
     }
 }
 
-/// Caches in every cluster that a Placement chose.
+/// What a cluster's cache should hold.
+#[derive(Default)]
+struct Wanted {
+    /// An empty path is everything.
+    paths: BTreeSet<String>,
+    pinned: bool,
+    /// A Placement wants it; else files come as a mount's readers ask for them.
+    placed: bool,
+}
+
+/// Caches in every cluster that a Placement chose, and below every mount.
 fn caches(facts: &Facts<'_>, next: &mut Next) {
-    let mut wanted: BTreeMap<&str, (BTreeSet<String>, bool)> = BTreeMap::new();
+    let mut wanted: BTreeMap<&str, Wanted> = BTreeMap::new();
+    for mount in mounts::live(facts) {
+        wanted.entry(&mount.spec.cluster).or_default();
+    }
     for (placement, decision) in facts.placements {
         for cluster in &decision.clusters {
-            let (paths, pinned) = wanted.entry(cluster).or_default();
+            let Wanted { paths, pinned, placed } = wanted.entry(cluster).or_default();
+            *placed = true;
             // An empty list of paths is "all", which swallows every other list.
             if placement.spec.paths.is_empty() {
                 paths.insert(String::new());
@@ -236,7 +258,7 @@ fn caches(facts: &Facts<'_>, next: &mut Next) {
     }
     let dataset = Dataset { status: Some(next.status.clone()), ..facts.dataset.clone() };
     let sources = route::sources(&dataset, facts.storages);
-    for (cluster, (paths, pinned)) in wanted {
+    for (cluster, Wanted { paths, pinned, placed }) in wanted {
         let mut location = CacheLocation::new(
             &dataset.metadata.namespace,
             &format!("{}.{cluster}", dataset.metadata.name),
@@ -259,6 +281,7 @@ fn caches(facts: &Facts<'_>, next: &mut Next) {
                     sources: source.endpoints.clone(),
                     paths: if all { Vec::new() } else { paths.into_iter().collect() },
                     pinned,
+                    on_demand: !placed,
                 });
                 if let Some(Report::Cache(said)) = report(facts, cluster, &work) {
                     status = cache_status(said, facts.now);

@@ -38,7 +38,7 @@ const ARROWS: &[Arrows] = &[
     },
     Arrows {
         from: "fluvial-mount",
-        to: &["fluvial-model", "fluvial-proto", "fluvial-engine"],
+        to: &["fluvial-model", "fluvial-proto", "fluvial-engine", "fluvial-transfer"],
         why: "mount → engine → transfer, never back",
     },
     Arrows {

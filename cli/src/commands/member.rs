@@ -86,7 +86,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         }
         Command::Run { data_dir, tiers, node_name, node_labels } => {
             let labels = node_labels.into_iter().collect();
-            serve(AgentConfig { data_dir, tiers, node_name, labels }).await
+            serve(AgentConfig { data_dir, tiers, node_name, labels, ..AgentConfig::default() }).await
         }
     }
 }

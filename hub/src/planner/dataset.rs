@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fluvial_model::kinds::{CacheLocation, Placement};
+use fluvial_model::kinds::{CacheLocation, DatasetMount, DatasetMountStatus, Placement};
 use fluvial_model::placement::{Decision, chooses};
 use fluvial_model::report::StoredReport;
 use fluvial_model::resource::Resource;
@@ -10,12 +10,12 @@ use fluvial_model::upkeep::{self, Facts, Next};
 
 use super::PlannerContext;
 use super::apply::Change;
-use super::mirror::{Mirror, Named};
+use super::mirror::{At, Mirror, Named};
 use crate::clock::fresh_uid;
 use crate::objects::ObjectError;
 
 /// The kinds of work that a dataset's upkeep owns, as their ids begin.
-const OWN_WORK: [&str; 3] = ["scan", "cache", "remove"];
+const OWN_WORK: [&str; 4] = ["scan", "cache", "remove", "mount"];
 
 pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key: &Named) -> Result<(), ObjectError> {
     let own = own_work(mirror, key);
@@ -25,6 +25,16 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key
             change.withdraw(mirror, cluster, id);
         }
         retire_locations(&mut change, mirror, key, &BTreeSet::new());
+        for at in mounts_of(mirror, key) {
+            let message = format!("there is no dataset \"{}\" in namespace \"{}\"", key.1, key.0);
+            let generation = at.value.metadata.generation;
+            put_mount(
+                context,
+                &mut change,
+                at,
+                DatasetMountStatus { observed_generation: generation, message, ..Default::default() },
+            )?;
+        }
         change.commit(context).await?;
         return Ok(());
     };
@@ -46,6 +56,11 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key
     }
     for (cluster, id) in own.difference(&wanted) {
         change.withdraw(mirror, cluster, id);
+    }
+    for at in mounts_of(mirror, key) {
+        if let Some(status) = next.mounts.get(&at.value.metadata.name) {
+            put_mount(context, &mut change, at, status.clone())?;
+        }
     }
     let mut located = BTreeSet::new();
     for location in &next.cache_locations {
@@ -85,6 +100,7 @@ fn decide(context: &PlannerContext, mirror: &Mirror, key: &Named, own: &BTreeSet
         own.iter().filter_map(|named| Some((named.clone(), mirror.reports.get(named)?.value.clone()))).collect();
     let migrations: Vec<String> =
         mirror.migrations_of(key).into_iter().filter(|m| !m.spec.dry_run).map(|m| m.metadata.name.clone()).collect();
+    let mounts: Vec<&DatasetMount> = mounts_of(mirror, key).map(|at| &at.value).collect();
     upkeep::plan(&Facts {
         dataset,
         storages: &mirror.storages,
@@ -92,8 +108,28 @@ fn decide(context: &PlannerContext, mirror: &Mirror, key: &Named, own: &BTreeSet
         placements: &placements,
         reports: &reports,
         migrations: &migrations,
+        mounts: &mounts,
         now: context.clock.now(),
     })
+}
+
+fn mounts_of<'a>(mirror: &'a Mirror, key: &'a Named) -> impl Iterator<Item = &'a At<DatasetMount>> {
+    let from = mirror.mounts.range((key.0.clone(), String::new())..);
+    from.take_while(|(named, _)| named.0 == key.0).map(|(_, at)| at).filter(|at| at.value.spec.dataset == key.1)
+}
+
+/// Writes how a mount stands unless that is what is written already.
+fn put_mount(
+    context: &PlannerContext,
+    change: &mut Change,
+    at: &At<DatasetMount>,
+    status: DatasetMountStatus,
+) -> Result<(), ObjectError> {
+    if at.value.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    let object = DatasetMount { status: Some(status), ..at.value.clone() };
+    change.put(context, &object, Some(at.revision))
 }
 
 /// Writes a location unless it says what is written already; the time of the report alone is no news.

@@ -92,7 +92,7 @@ fn decide(
         let id = Work::Migrate(work.clone()).id();
         match &mirror.reports.get(&(cluster.clone(), id))?.value.report {
             Report::Migrate(report) => Some(report),
-            Report::Scan(_) | Report::Cache(_) | Report::Remove(_) => None,
+            Report::Scan(_) | Report::Cache(_) | Report::Remove(_) | Report::Mount(_) => None,
         }
     });
     migration::step(&Facts {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fluvial_model::desired::{Work, split_assignment_key};
-use fluvial_model::kinds::{CacheLocation, Cluster, DataMigrate, Dataset, Placement, Storage};
+use fluvial_model::kinds::{CacheLocation, Cluster, DataMigrate, Dataset, DatasetMount, Placement, Storage};
 use fluvial_model::placement::Decision;
 use fluvial_model::report::{StoredReport, split_report_key};
 use fluvial_model::resource::Resource;
@@ -70,6 +70,7 @@ pub(super) struct Mirror {
     pub(super) migrates: BTreeMap<Named, At<DataMigrate>>,
     pub(super) placements: BTreeMap<Named, At<Placement>>,
     pub(super) locations: BTreeMap<Named, At<CacheLocation>>,
+    pub(super) mounts: BTreeMap<Named, At<DatasetMount>>,
     pub(super) storages: BTreeMap<String, Storage>,
     pub(super) storage_revisions: BTreeMap<String, Revision>,
     pub(super) clusters: BTreeMap<String, Cluster>,
@@ -138,6 +139,9 @@ impl Mirror {
             .map(|l| (l.value.metadata.namespace.clone(), l.value.spec.dataset.clone()))
             .collect();
         self.dirty.datasets.extend(located);
+        let mounted: Vec<Named> =
+            self.mounts.iter().map(|(named, at)| (named.0.clone(), at.value.spec.dataset.clone())).collect();
+        self.dirty.datasets.extend(mounted);
     }
 
     /// Unfinished operations are looked at every tick: their waiting may be over, or a race was lost.
@@ -189,6 +193,12 @@ impl Mirror {
                 self.mark_dataset_of(&at.value);
                 self.dirty.migrates.insert(named.clone());
                 self.migrates.insert(named, at);
+            }
+        } else if key.starts_with(&DatasetMount::INFO.prefix()) {
+            if let Some(at) = read::<DatasetMount>(objects, kv) {
+                let named = named(&at.value);
+                self.dirty.dataset((named.0.clone(), at.value.spec.dataset.clone()));
+                self.mounts.insert(named, at);
             }
         } else if key.starts_with(&Placement::INFO.prefix()) {
             if let Some(at) = read::<Placement>(objects, kv) {
@@ -313,6 +323,10 @@ impl Mirror {
                 self.mark_dataset_of(&gone.value);
             }
             self.dirty.migrates.insert(named);
+        } else if let Some(named) = in_namespace(DatasetMount::INFO.prefix()) {
+            if let Some(gone) = self.mounts.remove(&named) {
+                self.dirty.dataset((named.0, gone.value.spec.dataset));
+            }
         } else if let Some(named) = in_namespace(Placement::INFO.prefix()) {
             self.placements.remove(&named);
             self.decisions.remove(&named);

@@ -108,6 +108,7 @@ fn described(mut status: ClusterStatus, report: &AgentReport) -> ClusterStatus {
     status.engines.clone_from(&report.engines);
     status.nodes.clone_from(&report.nodes);
     status.instance.clone_from(&report.instance);
+    status.machine.clone_from(&report.machine);
     status.capacity_bytes = sum(|medium| medium.capacity_bytes);
     status.used_bytes = sum(|medium| medium.cached_bytes);
     status
@@ -127,6 +128,7 @@ mod tests {
             platform: "host".into(),
             version: "1".into(),
             instance: "i".into(),
+            machine: String::new(),
             process: "p".into(),
             engines: vec!["nodecache".into()],
             nodes: vec![node(vec![medium(1, 10), medium(2, 20)]), node(vec![medium(4, u64::MAX)])],
@@ -136,6 +138,7 @@ mod tests {
             platform: "host".into(),
             agent_version: "1".into(),
             instance: "i".into(),
+            machine: String::new(),
             engines: vec!["nodecache".into()],
             nodes: report.nodes.clone(),
             capacity_bytes: u64::MAX,

@@ -4,7 +4,7 @@
 //! function of its own, named by the promise; a promise that is broken panics with what was seen.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use fluvial_model::report::CacheReport;
 use fluvial_transfer::{BlockStore, Location, SourceMount};
 use tempfile::TempDir;
 
-use crate::engine::{CacheRequest, Engine, EngineError, Loaded};
+use crate::engine::{CacheRequest, Contents, Engine, EngineError, Loaded, OpenFile};
 
 /// Opens the engine under test on a directory with room for so many bytes; opening again continues.
 pub type Open = fn(directory: &Path, blocks: &BlockStore, quota_bytes: u64) -> Arc<dyn Engine>;
@@ -99,6 +99,7 @@ impl Bed {
             sources: vec![SourceMount { path: RelativePath::root(), location: Location::new(uri) }],
             paths: Vec::new(),
             pinned: false,
+            on_demand: false,
         }
     }
 }
@@ -147,6 +148,12 @@ pub async fn suite(open: Open) {
     contents_with_another_digest_are_refused(open).await;
     a_source_that_changed_since_its_listing_is_refused(open).await;
     an_engine_does_nothing_before_it_is_prepared_and_after_it_is_stopped(open).await;
+    a_file_is_opened_and_comes_as_it_is_read(open).await;
+    many_readers_of_a_file_that_fills_see_the_right_bytes(open).await;
+    files_that_nobody_wants_beforehand_make_room_unless_they_are_open(open).await;
+    a_file_without_room_is_read_through(open).await;
+    wrong_contents_are_never_complete(open).await;
+    only_the_prepared_version_is_opened(open).await;
 }
 
 async fn a_dataset_is_held_and_reported_to_the_byte(open: Open) {
@@ -291,4 +298,185 @@ async fn an_engine_does_nothing_before_it_is_prepared_and_after_it_is_stopped(op
     engine.stop().await;
     let loaded = fill(&engine, &request).await;
     assert!(matches!(loaded, Err(EngineError::Stopped { .. })), "{loaded:?}");
+}
+
+/// Reads a range of an open file, whatever it takes.
+async fn read(file: &OpenFile, offset: u64, length: usize) -> Result<Vec<u8>, EngineError> {
+    let length = length.min(usize::try_from(file.size.saturating_sub(offset)).unwrap_or(usize::MAX));
+    let from = |held: &fs::File| {
+        let mut buffer = vec![0; length];
+        held.read_exact_at(&mut buffer, offset).expect("a file of the cache can be read");
+        buffer
+    };
+    match &file.contents {
+        Contents::Complete(held) => Ok(from(held)),
+        Contents::Filling(held, filling) => filling.fill(offset, length as u64).await.map(|()| from(held)),
+        Contents::Through(through) => through.read(offset, length as u64).await.map(|bytes| bytes.to_vec()),
+    }
+}
+
+/// Bytes that tell where they are from.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| u8::try_from((at / 4096 * 31 + at) % 251).expect("less than 251")).collect()
+}
+
+fn on_demand(request: CacheRequest) -> CacheRequest {
+    CacheRequest { on_demand: true, ..request }
+}
+
+async fn a_file_is_opened_and_comes_as_it_is_read(open: Open) {
+    for digested in [false, true] {
+        let bed = Bed::new(open);
+        let contents = pattern((11 << 20) + 77);
+        bed.write("dir/large", &contents, 1);
+        bed.write("empty", b"", 1);
+        bed.write("other", b"123", 1);
+        let engine = bed.engine(AMPLE);
+        let request = on_demand(bed.request("set", bed.version(&["dir/large", "empty", "other"], digested)));
+        complete(fill(&engine, &request).await, "nothing is wanted beforehand");
+        let total = contents.len() as u64 + 3;
+        assert_eq!(held(&engine, "set").await, Some(("OnDemand".to_owned(), [0, total, 0, 3, 0])));
+
+        let file = engine.open("uid-set", request.root, &relative("dir/large")).await.expect("it is in the version");
+        assert_eq!(file.size, contents.len() as u64);
+        for offset in [5 << 20, 0, (11 << 20) + 70, (11 << 20) + 77] {
+            let expected = &contents[offset..contents.len().min(offset + 100_000)];
+            assert!(read(&file, offset as u64, 100_000).await.expect("the source is there") == expected, "{offset}");
+        }
+        let again = engine.open("uid-set", request.root, &relative("dir/large")).await.expect("it is in the version");
+        assert!(read(&again, 0, contents.len()).await.expect("the source is there") == contents);
+        let empty = engine.open("uid-set", request.root, &relative("empty")).await.expect("it is in the version");
+        assert_eq!((empty.size, read(&empty, 0, 9).await.expect("nothing to read")), (0, Vec::new()));
+        drop((file, again, empty));
+        let (phase, [cached, _, files, ..]) = held(&engine, "set").await.expect("it is held");
+        assert_eq!((phase.as_str(), cached, files), ("OnDemand", contents.len() as u64, 2));
+
+        // Complete now, also for an engine that begins anew and has no source left.
+        bed.remove("dir/large");
+        engine.stop().await;
+        drop(engine);
+        let engine = bed.engine(AMPLE);
+        let file = engine.open("uid-set", request.root, &relative("dir/large")).await.expect("it is complete");
+        assert!(matches!(file.contents, Contents::Complete(_)));
+        assert!(read(&file, 0, contents.len()).await.expect("it is there") == contents);
+    }
+}
+
+async fn many_readers_of_a_file_that_fills_see_the_right_bytes(open: Open) {
+    let bed = Bed::new(open);
+    let contents = Arc::new(pattern(20 << 20));
+    bed.write("large", &contents, 1);
+    let engine = bed.engine(AMPLE);
+    let request = on_demand(bed.request("set", bed.version(&["large"], true)));
+    engine.prepare(&request).await.expect("the blocks are at hand");
+    let readers = (0..16_usize).map(|reader| {
+        let (engine, contents, root) = (engine.clone(), contents.clone(), request.root);
+        tokio::spawn(async move {
+            let file = engine.open("uid-set", root, &relative("large")).await.expect("it is in the version");
+            for step in 0..40 {
+                let offset = (reader * 7 + step * 13) % 40 * (512 << 10);
+                let found = read(&file, offset as u64, 600_000).await.expect("the source is there");
+                assert!(found == contents[offset..contents.len().min(offset + 600_000)], "reader {reader} at {offset}");
+            }
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.expect("the reader saw what it should");
+    }
+    let file = engine.open("uid-set", request.root, &relative("large")).await.expect("it is in the version");
+    assert!(read(&file, 0, contents.len()).await.expect("it is there") == *contents);
+    assert_eq!(used(&engine).await, contents.len() as u64);
+}
+
+async fn files_that_nobody_wants_beforehand_make_room_unless_they_are_open(open: Open) {
+    let bed = Bed::new(open);
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        bed.write(name, &[name.as_bytes()[0]; 30], 1);
+    }
+    bed.write("kept", &[9; 30], 1);
+    let engine = bed.engine(100);
+    let wanted = bed.request("wanted", bed.version(&["kept"], true));
+    complete(fill(&engine, &wanted).await, "what is wanted");
+    let request = on_demand(bed.request("set", bed.version(&names, true)));
+    engine.prepare(&request).await.expect("the blocks are at hand");
+    let open_one = |name: &'static str| {
+        let (engine, root) = (engine.clone(), request.root);
+        async move {
+            let file = engine.open("uid-set", root, &relative(name)).await.expect("it is in the version");
+            assert_eq!(read(&file, 0, 30).await.expect("the source is there"), [name.as_bytes()[0]; 30]);
+            file
+        }
+    };
+    let first = open_one("a").await;
+    drop(open_one("b").await);
+    // 90 of 100 bytes are used: one has to go, and it is not the one that is open, nor the one that is wanted.
+    drop(open_one("c").await);
+    assert!(used(&engine).await <= 100);
+    assert_eq!(held(&engine, "wanted").await, ready(30, 1));
+    bed.remove("a");
+    assert!(matches!(engine.open("uid-set", request.root, &relative("a")).await, Ok(OpenFile { .. })));
+    assert_eq!(read(&first, 0, 30).await.expect("it is open"), [b'a'; 30]);
+    drop(first);
+    for name in ["d", "b", "c", "d"] {
+        drop(open_one(name).await);
+        assert!(used(&engine).await <= 100);
+    }
+    assert_eq!(held(&engine, "wanted").await, ready(30, 1));
+}
+
+async fn a_file_without_room_is_read_through(open: Open) {
+    let bed = Bed::new(open);
+    let contents = pattern(3 << 20);
+    bed.write("large", &contents, 1);
+    let engine = bed.engine(1 << 20);
+    let request = on_demand(bed.request("set", bed.version(&["large"], false)));
+    engine.prepare(&request).await.expect("the blocks are at hand");
+    let file = engine.open("uid-set", request.root, &relative("large")).await.expect("it is in the version");
+    assert!(matches!(file.contents, Contents::Through(_)));
+    assert!(read(&file, 0, contents.len()).await.expect("the source is there") == contents);
+    assert!(read(&file, (3 << 20) - 5, 100).await.expect("the source is there") == contents[(3 << 20) - 5..]);
+    assert_eq!(used(&engine).await, 0);
+    bed.write("large", &contents, 2);
+    assert!(read(&file, 0, 10).await.is_err(), "another version is not read for this one");
+}
+
+async fn wrong_contents_are_never_complete(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("small", b"12345", 1);
+    let request = on_demand(bed.request("set", bed.version(&["small"], true)));
+    bed.write("small", b"54321", 1);
+    let engine = bed.engine(AMPLE);
+    engine.prepare(&request).await.expect("the blocks are at hand");
+    let file = engine.open("uid-set", request.root, &relative("small")).await.expect("it is in the version");
+    let found = read(&file, 0, 5).await;
+    assert!(
+        matches!(found, Err(EngineError::DigestMismatch { .. })),
+        "a file of one part is verified before it is read"
+    );
+    assert_eq!(used(&engine).await, 0);
+    bed.write("small", b"12345", 1);
+    assert_eq!(read(&file, 0, 5).await.expect("the right contents"), b"12345");
+}
+
+async fn only_the_prepared_version_is_opened(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("a", b"12345", 1);
+    let first = on_demand(bed.request("set", bed.version(&["a"], true)));
+    let engine = bed.engine(AMPLE);
+    let opened = engine.open("uid-set", first.root, &relative("a")).await.map(drop);
+    assert!(matches!(opened, Err(EngineError::NotPrepared { .. })), "{opened:?}");
+    engine.prepare(&first).await.expect("the blocks are at hand");
+    let old = engine.open("uid-set", first.root, &relative("a")).await.expect("it is in the version");
+    assert_eq!(read(&old, 0, 5).await.expect("the source is there"), b"12345");
+    let opened = engine.open("uid-set", first.root, &relative("b")).await.map(drop);
+    assert!(matches!(opened, Err(EngineError::NotFound { .. })), "{opened:?}");
+    bed.write("a", b"other", 2);
+    let second = on_demand(bed.request("set", bed.version(&["a"], true)));
+    engine.prepare(&second).await.expect("the blocks are at hand");
+    let opened = engine.open("uid-set", first.root, &relative("a")).await.map(drop);
+    assert!(matches!(opened, Err(EngineError::Superseded { .. })), "{opened:?}");
+    let new = engine.open("uid-set", second.root, &relative("a")).await.expect("it is in the version");
+    assert_eq!(read(&new, 0, 5).await.expect("the source is there"), b"other");
+    assert_eq!(read(&old, 0, 5).await.expect("it is open"), b"12345", "who has it open keeps it");
 }

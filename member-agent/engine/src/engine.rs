@@ -1,12 +1,16 @@
 //! The seam: something that holds versions of datasets.
 //!
 //! Life of a dataset in an engine: [`Engine::prepare`] says which version to hold (again at every change),
-//! [`Engine::load`] fetches what is missing, [`Engine::evict`] gives it up. All three may be repeated, and a future that
-//! is dropped leaves a state from which the same call goes on.
+//! [`Engine::load`] fetches what is missing, [`Engine::open`] hands out one file, [`Engine::evict`] gives it all up. All
+//! may be repeated, and a future that is dropped leaves a state from which the same call goes on.
 
+use std::any::Any;
+use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use fluvial_model::desired::DatasetKey;
 use fluvial_model::kinds::NodeUsage;
 use fluvial_model::manifest::{ReadError, RelativePath, Root};
@@ -26,6 +30,53 @@ pub struct CacheRequest {
     pub paths: Vec<RelativePath>,
     /// Never to be given up for others.
     pub pinned: bool,
+    /// Nothing is fetched by [`Engine::load`]: files come as they are opened and read, and go when room is needed.
+    pub on_demand: bool,
+}
+
+/// A file of a version, open for reading. While it lives, the file is not given up for others.
+pub struct OpenFile {
+    /// Bytes of the whole file.
+    pub size: u64,
+    /// Where its contents are.
+    pub contents: Contents,
+    /// What keeps it from being given up; dropped with it.
+    pub lease: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// Where the contents of an open file are.
+#[derive(Clone)]
+pub enum Contents {
+    /// All of them, verified, in this file.
+    Complete(Arc<File>),
+    /// In this file once they were asked for; what was not is a hole.
+    Filling(Arc<File>, Arc<dyn Filling>),
+    /// Nowhere: there is no room. Every read goes to the source.
+    Through(Arc<dyn Through>),
+}
+
+/// A file that fills.
+#[async_trait]
+pub trait Filling: Send + Sync {
+    /// Returns when `length` bytes from `offset` are in the file. Many may ask for the same bytes: they are fetched once.
+    /// A future that is dropped leaves the rest to the next.
+    ///
+    /// # Errors
+    /// When they cannot be fetched, or the finished file turns out not to be the version's.
+    async fn fill(&self, offset: u64, length: u64) -> Result<(), EngineError>;
+
+    /// Whether the whole file is there and verified.
+    fn is_complete(&self) -> bool;
+}
+
+/// A file that is read from its source.
+#[async_trait]
+pub trait Through: Send + Sync {
+    /// `length` bytes from `offset`, fewer at the end of the file.
+    ///
+    /// # Errors
+    /// When they cannot be fetched.
+    async fn read(&self, offset: u64, length: u64) -> Result<Bytes, EngineError>;
 }
 
 /// How a load ended.
@@ -86,8 +137,24 @@ pub enum EngineError {
         /// In which way.
         why: &'static str,
     },
+    /// The dataset holds another version now.
+    #[error("open {path:?}: version {root} was replaced")]
+    Superseded {
+        /// The version asked for.
+        root: Root,
+        /// The path.
+        path: String,
+    },
+    /// There is no such file in the version.
+    #[error("open {path:?}: there is no such file in version {root}")]
+    NotFound {
+        /// The version.
+        root: Root,
+        /// The path.
+        path: String,
+    },
     /// The dataset was not prepared.
-    #[error("load {dataset}: it was not prepared")]
+    #[error("use {dataset}: it was not prepared")]
     NotPrepared {
         /// The dataset.
         dataset: String,
@@ -132,6 +199,8 @@ impl EngineError {
             | Self::DigestMismatch { .. }
             | Self::SourceDiffers { .. }
             | Self::NotPrepared { .. }
+            | Self::Superseded { .. }
+            | Self::NotFound { .. }
             | Self::Io { .. }
             | Self::Index { .. } => false,
         }
@@ -158,8 +227,16 @@ pub trait Engine: Send + Sync + 'static {
     /// The first fault; [`EngineError::is_transient`] says whether to call again.
     async fn load(&self, request: &CacheRequest) -> Result<Loaded, EngineError>;
 
-    /// What is held of a dataset (by uid); `None` if it was not prepared. The phase is `Ready`, `Partial` or `Filling`,
-    /// and no problem is told: both of that is for who calls [`Engine::load`].
+    /// Opens one file of the version `root` of a prepared dataset (by uid); its contents are there, or come as they are
+    /// asked for.
+    ///
+    /// # Errors
+    /// [`EngineError::Superseded`] when another version was prepared, [`EngineError::NotFound`], and as
+    /// [`Engine::load`].
+    async fn open(&self, uid: &str, root: Root, path: &RelativePath) -> Result<OpenFile, EngineError>;
+
+    /// What is held of a dataset (by uid); `None` if it was not prepared. The phase is `Ready`, `Partial`, `Filling` or
+    /// `OnDemand`, and no problem is told: both of that is for who calls [`Engine::load`].
     ///
     /// # Errors
     /// When the engine cannot look.

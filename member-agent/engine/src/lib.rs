@@ -14,5 +14,5 @@ pub mod contract;
 pub mod engine;
 pub mod nodecache;
 
-pub use engine::{CacheRequest, Engine, EngineError, Loaded};
+pub use engine::{CacheRequest, Contents, Engine, EngineError, Filling, Loaded, OpenFile, Through};
 pub use nodecache::{NodeCache, NodeCacheConfig, Tier};

@@ -6,8 +6,9 @@
 //! TIER/unfinished/N          a file that is being fetched
 //! INDEX                      which objects are complete, and which path of which dataset uses which (SQLite)
 //! ```
-//! A file goes to the first tier with room for all of it. Up to [`PARALLEL_FILES`] files are fetched at a time, by all
-//! datasets together, each in ranges of [`RANGE_BYTES`]: at most 8 × 8 MiB = 64 MiB of contents are in memory.
+//! A file goes to the first tier with room for all of it; files that nobody wants beforehand make room, the longest
+//! unopened first. Up to [`PARALLEL_RANGES`] ranges of at most [`RANGE_BYTES`] are fetched at a time, by all datasets and
+//! readers together: at most 8 × 8 MiB = 64 MiB of contents are in memory.
 //!
 //! Invariants: an object is complete and was verified (by digest if the version gives one, else every range was read
 //! from exactly the version of the file that was listed with the manifest's size and time); no tier exceeds its quota,
@@ -20,25 +21,34 @@
 
 mod fill;
 mod index;
+mod open;
+mod partial;
 mod store;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use fluvial_model::kinds::NodeUsage;
+use fluvial_model::manifest::{RelativePath, Root};
 use fluvial_model::report::CacheReport;
 use fluvial_transfer::BlockStore;
 use tokio::sync::{Semaphore, watch};
 
-use crate::engine::{CacheRequest, Engine, EngineError, Loaded};
-use fill::InFlight;
+use crate::engine::{CacheRequest, Engine, EngineError, Loaded, OpenFile};
+use fill::Mounted;
+use partial::Partials;
 use store::Store;
 
-/// Files that are fetched at a time.
+/// Files of one dataset that are fetched at a time.
 pub const PARALLEL_FILES: usize = 8;
-/// Bytes of one read.
+/// Ranges that are fetched at a time.
+pub const PARALLEL_RANGES: usize = 8;
+/// Most bytes of one fetch.
 pub const RANGE_BYTES: u64 = 8 << 20;
+/// The bytes that are fetched for one byte: what is there is noted in parts of this size.
+pub const PART_BYTES: u64 = 1 << 20;
 
 /// A directory for cached files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,8 +84,10 @@ struct Shared {
     node: NodeUsage,
     blocks: BlockStore,
     store: Arc<Store>,
-    files: Semaphore,
-    in_flight: InFlight,
+    ranges: Semaphore,
+    partials: Partials,
+    /// The sources of what was prepared since the start, by uid.
+    mounts: Mutex<HashMap<String, Arc<Vec<Mounted>>>>,
     stopped: watch::Sender<bool>,
 }
 
@@ -92,8 +104,9 @@ impl NodeCache {
             node,
             blocks,
             store,
-            files: Semaphore::new(PARALLEL_FILES),
-            in_flight: InFlight::default(),
+            ranges: Semaphore::new(PARALLEL_RANGES),
+            partials: Partials::default(),
+            mounts: Mutex::default(),
             stopped: watch::Sender::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -107,6 +120,17 @@ impl NodeCache {
     ) -> Result<T, EngineError> {
         let shared = self.shared.clone();
         blocking(op, move || call(&shared)).await
+    }
+}
+
+impl Shared {
+    fn mounts(&self) -> MutexGuard<'_, HashMap<String, Arc<Vec<Mounted>>>> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sources of a dataset.
+    fn mounts_of(&self, uid: &str) -> Result<Arc<Vec<Mounted>>, EngineError> {
+        self.mounts().get(uid).cloned().ok_or_else(|| EngineError::NotPrepared { dataset: uid.to_owned() })
     }
 }
 
@@ -131,8 +155,12 @@ impl Engine for NodeCache {
     async fn prepare(&self, request: &CacheRequest) -> Result<(), EngineError> {
         let request = request.clone();
         self.blocking("prepare", move |shared| {
+            let mounts = fill::mounts(&request)?;
+            // What was read in part is of the version before, or can be fetched again.
+            shared.partials.clear();
             let mut inner = shared.store.lock();
             let dropped = inner.index.prepare(&request, &shared.blocks.getter())?;
+            shared.mounts().insert(request.dataset.uid.clone(), Arc::new(mounts));
             shared.store.remove(&mut inner, &dropped)
         })
         .await
@@ -148,6 +176,15 @@ impl Engine for NodeCache {
         }
     }
 
+    async fn open(&self, uid: &str, root: Root, path: &RelativePath) -> Result<OpenFile, EngineError> {
+        let mut stopped = self.shared.stopped.subscribe();
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "open" }),
+            opened = open::open(&self.shared, uid, root, path) => opened,
+        }
+    }
+
     async fn status(&self, uid: &str) -> Result<Option<CacheReport>, EngineError> {
         let uid = uid.to_owned();
         self.blocking("status", move |shared| {
@@ -157,10 +194,11 @@ impl Engine for NodeCache {
             };
             let Some(held) = held else { return Ok(None) };
             let complete = held.cached_files == held.total_files;
-            let phase = match (complete, partial) {
-                (true, _) => "Ready",
-                (false, true) => "Partial",
-                (false, false) => "Filling",
+            let phase = match (complete, held.on_demand, partial) {
+                (true, ..) => "Ready",
+                (false, true, _) => "OnDemand",
+                (false, false, true) => "Partial",
+                (false, false, false) => "Filling",
             };
             Ok(Some(CacheReport {
                 phase: phase.to_owned(),
@@ -184,6 +222,8 @@ impl Engine for NodeCache {
     async fn evict(&self, uid: &str) -> Result<(), EngineError> {
         let uid = uid.to_owned();
         self.blocking("evict", move |shared| {
+            shared.partials.clear();
+            shared.mounts().remove(&uid);
             let mut inner = shared.store.lock();
             inner.partial.remove(&uid);
             let dropped = inner.index.evict(&uid)?;

@@ -8,10 +8,12 @@ use std::error::Error as StdError;
 use fluvial_engine::EngineError;
 use fluvial_model::kinds;
 use fluvial_model::manifest::ReadError;
-use fluvial_model::report::{MigratePhase, Problem, Totals};
+use fluvial_model::report::{MigratePhase, MountReport, Problem, Totals};
+use fluvial_mount::fs::Mode;
 use fluvial_transfer::{Phase, Progress, TransferError};
 
 use super::locate;
+use crate::mounts::{self, MountState};
 use crate::{blocks, ledger};
 
 /// Why a piece of work did not come to its end this time.
@@ -91,13 +93,21 @@ impl From<EngineError> for Trouble {
             EngineError::DigestMismatch { .. } => "Corrupt",
             EngineError::SourceDiffers { .. } => "SourceChanged",
             EngineError::NoSource { .. } => "Invalid",
+            EngineError::NotFound { .. } => "NotFound",
             EngineError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => "NoSpace",
             EngineError::Manifest { .. }
             | EngineError::NotPrepared { .. }
+            | EngineError::Superseded { .. }
             | EngineError::Io { .. }
             | EngineError::Index { .. } => "Internal",
         };
         Self::new(word, &error, error.is_transient())
+    }
+}
+
+impl From<mounts::Error> for Trouble {
+    fn from(error: mounts::Error) -> Self {
+        Self::new("Internal", &error, true)
     }
 }
 
@@ -175,5 +185,22 @@ pub fn progress(progress: &Progress) -> kinds::Progress {
         bytes_total: progress.bytes_total,
         bytes_per_second: progress.bytes_per_second,
         eta_seconds: progress.eta_seconds,
+    }
+}
+/// How a mount stands.
+pub(super) fn mount(root: &str, state: &MountState) -> MountReport {
+    let problem = state.problem.clone().map(|message| Problem { reason: "Mount".to_owned(), message, retrying: true });
+    let (passthrough, without_passthrough) = match &state.slot.mode {
+        Some(Mode::Passthrough) => (true, String::new()),
+        Some(Mode::Daemon(why)) => (false, why.clone()),
+        None => (false, String::new()),
+    };
+    MountReport {
+        mounted: state.slot.serving,
+        root: root.to_owned(),
+        process: state.slot.process,
+        passthrough,
+        without_passthrough,
+        problem,
     }
 }

@@ -4,14 +4,16 @@
 //! ledger before the task ends. What may pass is tried again after a pause that grows to [`RETRY_LONGEST`], for ever, and
 //! says so; what somebody has to change ends the work with a problem.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fluvial_engine::{CacheRequest, Engine, Loaded};
-use fluvial_model::desired::{CacheWork, MigrateWork, RemoveWork, ScanWork, Work};
+use fluvial_model::desired::{CacheWork, MigrateWork, MountWork, RemoveWork, ScanWork, Work};
 use fluvial_model::kinds;
 use fluvial_model::report::{
-    CacheReport, MigratePhase, MigrateReport, Problem, RemoveReport, Report, ScanReport, StoredReport, Version,
+    CacheReport, MigratePhase, MigrateReport, MountReport, Problem, RemoveReport, Report, ScanReport, StoredReport,
+    Version,
 };
 use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Progress};
 use tokio::sync::{Semaphore, watch};
@@ -23,6 +25,7 @@ use super::locate;
 use super::report::{self, Trouble};
 use crate::blocks::{self, HubLink};
 use crate::ledger::{Assignment, Ledger, Secrets};
+use crate::mounts::{self, MountWish, Mounts};
 
 /// Scans at a time: each is a listing with its database and a few connections.
 const SCANS: usize = 4;
@@ -36,6 +39,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 /// At most so often it is said how far a piece of work is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// At most so often it is said what a cache that fills on demand holds.
+const FOLLOW_EVERY: Duration = Duration::from_secs(2);
 
 /// What the tasks work with.
 pub struct Works {
@@ -44,6 +49,7 @@ pub struct Works {
     journal: Journal,
     engine: Arc<dyn Engine>,
     link: HubLink,
+    mounts: Mounts,
     scans: Semaphore,
     copies: Semaphore,
     loads: Semaphore,
@@ -52,9 +58,16 @@ pub struct Works {
 impl Works {
     /// With the agent's stores.
     #[must_use]
-    pub fn new(ledger: Ledger, blocks: BlockStore, journal: Journal, engine: Arc<dyn Engine>, link: HubLink) -> Self {
+    pub fn new(
+        ledger: Ledger,
+        blocks: BlockStore,
+        journal: Journal,
+        engine: Arc<dyn Engine>,
+        link: HubLink,
+        mounts: Mounts,
+    ) -> Self {
         let (scans, copies, loads) = (Semaphore::new(SCANS), Semaphore::new(COPIES), Semaphore::new(LOADS));
-        Self { ledger, blocks, journal, engine, link, scans, copies, loads }
+        Self { ledger, blocks, journal, engine, link, mounts, scans, copies, loads }
     }
 
     /// Does an assignment at this generation, until it is done, cannot be done, or is cancelled.
@@ -155,6 +168,7 @@ impl Works {
             Work::Migrate(migrate) if migrate.cancel => self.discard(migrate, &secrets).await,
             Work::Migrate(migrate) => self.migrate(id, generation, migrate, &secrets, cancel).await,
             Work::Remove(remove) => self.remove(remove, &secrets).await,
+            Work::Mount(mount) => self.mount(id, generation, mount).await,
         };
         let told = match done {
             Ok(report) => self.tell(id, generation, report).await.map_err(Trouble::from),
@@ -185,6 +199,11 @@ impl Works {
                 Report::Migrate(MigrateReport { phase, progress, version: None, problem: Some(problem) })
             }
             Work::Remove(_) => Report::Remove(RemoveReport { removed: false, problem: Some(problem) }),
+            Work::Mount(mount) => Report::Mount(MountReport {
+                root: mount.root.clone(),
+                problem: Some(problem),
+                ..MountReport::default()
+            }),
         }
     }
 
@@ -207,6 +226,7 @@ impl Works {
             sources: locate::mounts(&work.sources, secrets)?,
             paths: work.paths.iter().map(|path| locate::path(path)).collect::<Result<_, _>>()?,
             pinned: work.pinned,
+            on_demand: work.on_demand,
         };
         match self.engine.prepare(&request).await {
             Err(error) if report::lacks_blocks(&error) => {
@@ -236,7 +256,44 @@ impl Works {
             Loaded::Complete => None,
             Loaded::Partial(message) => Some(Problem { reason: "NoSpace".to_owned(), message, retrying: false }),
         };
+        if work.on_demand {
+            self.tell(id, generation, Report::Cache(held.clone())).await?;
+            return Box::pin(self.follow(id, generation, uid, held)).await;
+        }
         Ok(Report::Cache(CacheReport { problem, ..held }))
+    }
+
+    /// Follows a cache that fills as its files are read, for as long as it is wanted.
+    async fn follow(&self, id: &str, generation: u64, uid: &str, mut known: CacheReport) -> Result<Report, Trouble> {
+        loop {
+            tokio::time::sleep(FOLLOW_EVERY).await;
+            let held = self.engine.status(uid).await?.unwrap_or_default();
+            if held != known {
+                self.tell(id, generation, Report::Cache(held.clone())).await?;
+                known = held;
+            }
+        }
+    }
+
+    /// Keeps a mount there, for as long as it is wanted, and tells of every change.
+    async fn mount(&self, id: &str, generation: u64, work: &MountWork) -> Result<Report, Trouble> {
+        let root = work.root.parse()?;
+        blocks::pull(&self.link, &self.blocks, root).await?;
+        let wish = MountWish {
+            id: work.mount.clone(),
+            uid: work.dataset.uid.clone(),
+            source: format!("{}/{}", work.dataset.namespace, work.dataset.name),
+            directory: directory_of(work).await?,
+            root,
+        };
+        let mut state = self.mounts.want(&wish);
+        loop {
+            let now = state.borrow_and_update().clone();
+            self.tell(id, generation, Report::Mount(report::mount(&work.root, &now))).await?;
+            if state.changed().await.is_err() {
+                return Err(Trouble::Cancelled);
+            }
+        }
     }
 
     async fn migrate(
@@ -322,10 +379,19 @@ impl Works {
                     fluvial_transfer::discard(&work.operation, &target, &self.journal).await?;
                 }
             }
+            Work::Mount(work) => self.mounts.take_away(&work.mount, &directory_of(work).await?).await?,
             Work::Scan(_) | Work::Remove(_) => {}
         }
         Ok(())
     }
+}
+
+/// The directory of a mount, as the mount table names it.
+async fn directory_of(work: &MountWork) -> Result<PathBuf, Trouble> {
+    let directory = PathBuf::from(&work.directory);
+    let resolved = tokio::task::spawn_blocking(move || mounts::resolve(&directory)).await;
+    let resolved = resolved.map_err(|_| Trouble::Cancelled)?;
+    resolved.map_err(|source| mounts::Error::Directory { directory: work.directory.clone(), source }.into())
 }
 
 fn ticker() -> tokio::time::Interval {

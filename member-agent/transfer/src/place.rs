@@ -55,6 +55,10 @@ pub trait Place: Send + Sync + 'static {
     /// [`TransferError::NotFound`]. Ends without an error when the receiver is gone.
     async fn list(&self, detail: Detail, found: mpsc::Sender<Found>) -> Result<(), TransferError>;
 
+    /// One entry, in full. What is not there is [`TransferError::NotFound`]; a directory that no entry of its own stands
+    /// for may be said not to be there.
+    async fn stat(&self, path: &RelativePath) -> Result<Found, TransferError>;
+
     /// `length` bytes of a file from `offset`, fewer at its end. With a tag, exactly that version is read, otherwise
     /// [`TransferError::Changed`].
     async fn read(

@@ -90,6 +90,13 @@ async fn holds(location: Location) {
     let only_tags = listed(&*place, Detail::Tags).await;
     assert!(all.iter().all(|(path, found)| only_tags[path].tag == found.tag));
 
+    // One at a time, every entry is what the listing says.
+    for found in all.values().filter(|found| found.entry != Entry::Directory) {
+        assert_eq!(&place.stat(&found.path).await.unwrap(), found);
+    }
+    let missing = place.stat(&path("d/not there")).await;
+    assert!(matches!(missing, Err(TransferError::NotFound { .. })), "{missing:?}");
+
     // Ranges, at the end and behind it.
     let tag = &tags[&large];
     let range = place.read(&large, Some(tag), part as u64 - 1, 3).await.unwrap();

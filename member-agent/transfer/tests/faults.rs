@@ -50,6 +50,9 @@ impl Place for Wrapped {
     async fn list(&self, detail: Detail, found: mpsc::Sender<Found>) -> Result<()> {
         self.inner.list(detail, found).await
     }
+    async fn stat(&self, path: &RelativePath) -> Result<Found> {
+        self.inner.stat(path).await
+    }
     async fn read(&self, path: &RelativePath, tag: Option<&Tag>, offset: u64, length: u64) -> Result<Bytes> {
         (self.before_read)(path, offset);
         self.inner.read(path, tag, offset, length).await

@@ -97,6 +97,9 @@ pub struct ClusterStatus {
     /// Serial numbers and the like are not shown; this tells one installation of the agent from another.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub instance: String,
+    /// Tells the agent's machine and its view of mounts from others.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub machine: String,
     pub conditions: Vec<Condition>,
 }
 

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::kinds::placement::{ClusterChoice, DatasetChoice};
-use crate::kinds::{ClusterSpec, ClusterStatus, DatasetSpec, Mount, PlacementSpec, StorageSpec};
-use crate::report::{Problem, RemoveReport, Totals, Version};
+use crate::kinds::{
+    ClusterSpec, ClusterStatus, DatasetMountPhase, DatasetMountSpec, DatasetSpec, Mount, PlacementSpec, StorageSpec,
+};
+use crate::report::{MountReport, Problem, RemoveReport, Totals, Version};
 
 fn dataset(uri: &str) -> Dataset {
     let mount = Mount { mount_point: uri.to_owned(), path: "/".to_owned(), ..Mount::default() };
@@ -28,6 +30,7 @@ struct World {
     clusters: BTreeMap<String, Cluster>,
     reports: BTreeMap<(String, String), StoredReport>,
     placements: Vec<(Placement, Decision)>,
+    mounts: Vec<DatasetMount>,
 }
 
 impl World {
@@ -38,11 +41,21 @@ impl World {
             clusters: ready(clusters),
             reports: BTreeMap::new(),
             placements: Vec::new(),
+            mounts: Vec::new(),
         }
+    }
+
+    fn mount(&mut self, name: &str, cluster: &str, directory: &str) {
+        let spec =
+            DatasetMountSpec { dataset: "d".into(), cluster: cluster.to_owned(), directory: directory.to_owned() };
+        let mut mount = DatasetMount::new("default", name, spec);
+        mount.metadata.uid = name.to_owned();
+        self.mounts.push(mount);
     }
 
     fn plan(&self) -> Next {
         let placements: Vec<_> = self.placements.iter().map(|(p, d)| (p, d)).collect();
+        let mounts: Vec<_> = self.mounts.iter().collect();
         plan(&Facts {
             dataset: &self.dataset,
             storages: &self.storages,
@@ -50,6 +63,7 @@ impl World {
             placements: &placements,
             reports: &self.reports,
             migrations: &[],
+            mounts: &mounts,
             now: Timestamp::UNIX_EPOCH,
         })
     }
@@ -205,4 +219,48 @@ fn planning_twice_gives_the_same() {
     let first = world.plan();
     world.dataset.status = Some(first.status.clone());
     assert_eq!(world.plan(), first);
+}
+
+#[test]
+fn a_mount_brings_a_cache_that_fills_on_demand_and_a_placement_fills_it_beforehand() {
+    let mut world = World::new("s3://bucket/data", &["a", "b"]);
+    world.mount("m", "b", "/data");
+    let next = world.plan();
+    assert_eq!(next.mounts["m"].phase, DatasetMountPhase::Pending);
+    world.scanned();
+    let next = world.plan();
+    let ids = [("b", "cache/default/d/u".to_owned()), ("b", "mount/default/d/m".to_owned())];
+    assert_eq!(work_by_cluster(&next), ids);
+    let on_demand = |next: &Next| {
+        next.assignments.iter().find_map(|(_, work)| match &work.0 {
+            Work::Cache(cache) => Some(cache.on_demand),
+            _ => None,
+        })
+    };
+    assert_eq!((on_demand(&next), next.mounts["m"].phase), (Some(true), DatasetMountPhase::Mounting));
+
+    world.place_in(&["b"]);
+    assert_eq!(on_demand(&world.plan()), Some(false));
+    let said = MountReport { mounted: true, root: "r".into(), passthrough: true, ..MountReport::default() };
+    let id = ("b".to_owned(), "mount/default/d/m".to_owned());
+    world.reports.insert(id, StoredReport { generation: 1, report: Report::Mount(said) });
+    let status = &world.plan().mounts["m"];
+    assert_eq!(
+        (status.phase, status.mode.as_str(), status.root.as_deref()),
+        (DatasetMountPhase::Mounted, "passthrough", Some("r"))
+    );
+}
+
+#[test]
+fn a_mount_that_cannot_be_says_why() {
+    let mut world = World::new("s3://bucket/data", &["a"]);
+    world.scanned();
+    world.mount("first", "a", "/data");
+    world.mount("second", "a", "/data/");
+    world.mount("nowhere", "c", "/data");
+    let next = world.plan();
+    assert!(next.mounts["second"].message.contains("\"first\" has this directory"), "{:?}", next.mounts["second"]);
+    assert_eq!(next.mounts["second"].phase, DatasetMountPhase::Failed);
+    assert!(next.mounts["nowhere"].message.contains("\"c\" is not registered"), "{:?}", next.mounts["nowhere"]);
+    assert_eq!(next.mounts["first"].phase, DatasetMountPhase::Mounting);
 }

@@ -113,6 +113,7 @@ fn work(name: &str, secret: Option<&str>) -> Work {
     }
     let uri = Uri::parse("s3://bucket/data").unwrap();
     Work::Cache(CacheWork {
+        on_demand: false,
         dataset: DatasetKey { namespace: "default".into(), name: name.into(), uid: "u".into() },
         root: "0".repeat(64),
         sources: vec![Endpoint { path: String::new(), uri, options: BTreeMap::new(), secrets }],

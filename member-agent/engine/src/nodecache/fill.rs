@@ -1,18 +1,17 @@
 //! Fetching what is missing: list the sources where digests are not known, then read files in parallel, verify, keep.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use fluvial_model::manifest::{Digest, Entry, RelativePath};
+use bytes::Bytes;
+use fluvial_model::manifest::{Entry, RelativePath};
 use fluvial_transfer::TransferError;
 use fluvial_transfer::place::{Detail, Found, LISTING_QUEUE, Place, Tag};
-use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::index::{ListedFile, Missing};
-use super::store::Room;
-use super::{PARALLEL_FILES, RANGE_BYTES, Shared, blocking};
+use super::partial::Partial;
+use super::{PARALLEL_FILES, Shared, blocking};
 use crate::engine::{CacheRequest, EngineError, Loaded};
 
 /// Missing files that are looked up at a time: enough to keep all fetches busy, some 100 KiB of names.
@@ -20,34 +19,84 @@ const BATCH: u32 = 256;
 /// Listed files that are recorded at a time: one transaction each.
 const LISTED_BATCH: usize = 1000;
 
-/// One lock for every object that is being fetched, so that two datasets do not fetch it twice.
-#[derive(Default)]
-pub(super) struct InFlight(Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>);
-
-impl InFlight {
-    fn get(&self, id: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that nobody holds are left over.
-        if locks.len() > 4 * PARALLEL_FILES {
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-        }
-        locks.entry(id.to_owned()).or_default().clone()
-    }
-}
-
 /// A source that has been opened.
 #[derive(Clone)]
-struct Mounted {
+pub(super) struct Mounted {
     path: RelativePath,
     place: Arc<dyn Place>,
 }
 
-/// A file where it can be read.
-struct Readable {
+/// Opens the sources of a request, the deepest first: the deepest mount above a path is the one that shows it.
+pub(super) fn mounts(request: &CacheRequest) -> Result<Vec<Mounted>, EngineError> {
+    let mut mounts = Vec::new();
+    for source in &request.sources {
+        let place = source
+            .location
+            .open()
+            .map_err(|error| EngineError::Source { dataset: request.dataset.name.clone(), source: Box::new(error) })?;
+        mounts.push(Mounted { path: source.path.clone(), place });
+    }
+    mounts.sort_by_key(|mount| std::cmp::Reverse(mount.path.depth()));
+    Ok(mounts)
+}
+
+/// A file, and where it can be read.
+pub(super) struct Origin {
+    pub dataset: String,
+    pub file: Missing,
     place: Arc<dyn Place>,
     path: RelativePath,
     /// The version to read, if nothing else tells a good copy from a bad one.
     tag: Option<Tag>,
+}
+
+impl Origin {
+    /// Finds the mount that shows a file, and, where its digest is not known, which version of it is there.
+    pub(super) async fn find(dataset: &str, file: Missing, mounts: &[Mounted]) -> Result<Self, EngineError> {
+        let missing = || EngineError::NoSource { dataset: dataset.to_owned(), path: file.path.clone() };
+        let path = RelativePath::parse(&file.path).map_err(|_| missing())?;
+        let (mount, below) =
+            mounts.iter().find_map(|mount| Some((mount, path.strip_prefix(&mount.path)?))).ok_or_else(missing)?;
+        let place = mount.place.clone();
+        let mut origin = Self { dataset: dataset.to_owned(), file, place, path: below, tag: None };
+        if origin.file.digest.is_some() {
+            return Ok(origin);
+        }
+        let listed = match origin.file.listed.take() {
+            Some(listed) => listed,
+            None => match origin.place.stat(&origin.path).await {
+                Ok(Found { entry: Entry::File(found), tag, .. }) => {
+                    ListedFile { path: path.to_string(), bytes: found.size, mtime_ns: found.mtime_ns, tag: tag.0 }
+                }
+                Ok(_) | Err(TransferError::NotFound { .. }) => return Err(origin.differs("it is gone")),
+                Err(error) => return Err(origin.of_source(error)),
+            },
+        };
+        if listed.bytes != origin.file.bytes {
+            return Err(origin.differs("it has another size"));
+        }
+        if listed.mtime_ns != origin.file.mtime_ns {
+            return Err(origin.differs("it has another modification time"));
+        }
+        origin.tag = Some(Tag(listed.tag));
+        Ok(origin)
+    }
+
+    pub(super) async fn read(&self, offset: u64, length: u64) -> Result<Bytes, EngineError> {
+        self.place.read(&self.path, self.tag.as_ref(), offset, length).await.map_err(|error| self.of_source(error))
+    }
+
+    fn of_source(&self, error: TransferError) -> EngineError {
+        EngineError::Source { dataset: self.dataset.clone(), source: Box::new(error) }
+    }
+
+    pub(super) fn differs(&self, why: &'static str) -> EngineError {
+        EngineError::SourceDiffers { dataset: self.dataset.clone(), path: self.file.path.clone(), why }
+    }
+
+    pub(super) fn mismatch(&self) -> EngineError {
+        EngineError::DigestMismatch { dataset: self.dataset.clone(), path: self.file.path.clone() }
+    }
 }
 
 /// What became of one file.
@@ -56,18 +105,11 @@ enum Fetched {
     NoRoom,
 }
 
+/// Fetches what is wanted and missing.
 pub(super) async fn load(shared: &Arc<Shared>, request: &CacheRequest) -> Result<Loaded, EngineError> {
     let uid = request.dataset.uid.clone();
     let dataset = request.dataset.name.clone();
-    let of_source = |error| EngineError::Source { dataset: dataset.clone(), source: Box::new(error) };
-    let mut mounts = Vec::new();
-    for source in &request.sources {
-        let place = source.location.open().map_err(of_source)?;
-        mounts.push(Mounted { path: source.path.clone(), place });
-    }
-    // The deepest mount above a path is the one that shows it.
-    mounts.sort_by_key(|mount| std::cmp::Reverse(mount.path.depth()));
-
+    let mounts = mounts(request)?;
     let (known, listing) = with_index(shared, "load", {
         let uid = uid.clone();
         move |inner| {
@@ -109,7 +151,7 @@ pub(super) async fn load(shared: &Arc<Shared>, request: &CacheRequest) -> Result
 }
 
 /// Runs a call on the index.
-async fn with_index<T: Send + 'static>(
+pub(super) async fn with_index<T: Send + 'static>(
     shared: &Arc<Shared>,
     op: &'static str,
     call: impl FnOnce(&mut super::store::Inner) -> Result<T, EngineError> + Send + 'static,
@@ -213,72 +255,68 @@ impl Fetch {
     }
 
     async fn fetch(&self, mounts: &[Mounted]) -> Result<Fetched, EngineError> {
-        let lock = self.shared.in_flight.get(&self.file.object);
-        let _alone = lock.lock().await;
-        let id = self.file.object.clone();
-        if with_index(&self.shared, "load", move |inner| inner.index.has(&id)).await? {
-            return Ok(Fetched::Kept);
+        if self.file.listed.is_none() && self.file.digest.is_none() {
+            // The listing that came before this did not have it.
+            let (dataset, path) = (self.dataset.clone(), self.file.path.clone());
+            return Err(EngineError::SourceDiffers { dataset, path, why: "it is gone" });
         }
-        let Ok(_turn) = self.shared.files.acquire().await else {
-            return Err(EngineError::Stopped { op: "load" });
-        };
-        let Some(room) = self.shared.store.room(self.file.bytes) else { return Ok(Fetched::NoRoom) };
-        let digest = self.copy(mounts, &room).await?;
-        let id = self.file.object.clone();
-        blocking("keep file", move || room.keep(&id, &digest)).await?;
-        Ok(Fetched::Kept)
+        match begin(&self.shared, &self.dataset, self.file.clone(), mounts).await? {
+            Begun::Complete(_) => Ok(Fetched::Kept),
+            Begun::Partial(partial) => partial.fill_all().await.map(|()| Fetched::Kept),
+            Begun::NoRoom(_) => Ok(Fetched::NoRoom),
+        }
     }
+}
 
-    /// Reads the file into its room and verifies it.
-    async fn copy(&self, mounts: &[Mounted], room: &Room) -> Result<Digest, EngineError> {
-        let Readable { place, path, tag } = self.source(mounts)?;
-        let failed = |source| EngineError::Io { op: "write", file: room.file().display().to_string(), source };
-        let mut out = tokio::fs::File::create(room.file()).await.map_err(failed)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut offset = 0;
-        while offset < self.file.bytes {
-            let length = RANGE_BYTES.min(self.file.bytes - offset);
-            let data = place.read(&path, tag.as_ref(), offset, length).await.map_err(|error| self.of_source(error))?;
-            if data.len() as u64 != length {
-                return Err(self.differs("it is shorter"));
+/// How a file that was not there a moment ago can be read.
+pub(super) enum Begun {
+    /// It has come meanwhile, into this tier.
+    Complete(String),
+    /// It is on its way.
+    Partial(Arc<Partial>),
+    /// There is no room for it.
+    NoRoom(Box<Origin>),
+}
+
+/// Begins a file, unless somebody else has.
+pub(super) async fn begin(
+    shared: &Arc<Shared>,
+    dataset: &str,
+    file: Missing,
+    mounts: &[Mounted],
+) -> Result<Begun, EngineError> {
+    let object = file.object.clone();
+    let origin = Box::new(Origin::find(dataset, file, mounts).await?);
+    let shared = shared.clone();
+    blocking("load", move || {
+        let mut origin = Some(origin);
+        let mut tier = None;
+        let partial = shared.partials.get_or(&object, || {
+            tier = shared.store.lock().index.tier_of(&object)?;
+            if tier.is_some() {
+                return Ok(None);
             }
-            hasher.update(&data);
-            out.write_all(&data).await.map_err(failed)?;
-            offset += length;
-        }
-        let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
-        if self.file.digest.is_some_and(|expected| expected != digest) {
-            return Err(EngineError::DigestMismatch { dataset: self.dataset.clone(), path: self.file.path.clone() });
-        }
-        out.flush().await.map_err(failed)?;
-        out.sync_all().await.map_err(failed)?;
-        Ok(digest)
-    }
-
-    /// Where the file is read.
-    fn source(&self, mounts: &[Mounted]) -> Result<Readable, EngineError> {
-        let missing = || EngineError::NoSource { dataset: self.dataset.clone(), path: self.file.path.clone() };
-        let path = RelativePath::parse(&self.file.path).map_err(|_| missing())?;
-        let (mount, below) =
-            mounts.iter().find_map(|mount| Some((mount, path.strip_prefix(&mount.path)?))).ok_or_else(missing)?;
-        if self.file.digest.is_some() {
-            return Ok(Readable { place: mount.place.clone(), path: below, tag: None });
-        }
-        let Some(listed) = &self.file.listed else { return Err(self.differs("it is gone")) };
-        if listed.bytes != self.file.bytes {
-            return Err(self.differs("it has another size"));
-        }
-        if listed.mtime_ns != self.file.mtime_ns {
-            return Err(self.differs("it has another modification time"));
-        }
-        Ok(Readable { place: mount.place.clone(), path: below, tag: Some(Tag(listed.tag.clone())) })
-    }
-
-    fn of_source(&self, error: TransferError) -> EngineError {
-        EngineError::Source { dataset: self.dataset.clone(), source: Box::new(error) }
-    }
-
-    fn differs(&self, why: &'static str) -> EngineError {
-        EngineError::SourceDiffers { dataset: self.dataset.clone(), path: self.file.path.clone(), why }
-    }
+            let bytes = origin.as_ref().map_or(0, |origin| origin.file.bytes);
+            let mut room = shared.store.room(bytes)?;
+            if room.is_none() {
+                // What was read in part and closed has room that it does not need.
+                shared.partials.clear();
+                room = shared.store.room(bytes)?;
+            }
+            match (room, origin.take()) {
+                (Some(room), Some(found)) => Partial::create(&shared, *found, room).map(Some),
+                (_, found) => {
+                    origin = found;
+                    Ok(None)
+                }
+            }
+        })?;
+        Ok(match (partial, tier, origin) {
+            (Some(partial), ..) => Begun::Partial(partial),
+            (None, Some(tier), _) => Begun::Complete(tier),
+            (None, None, Some(origin)) => Begun::NoRoom(origin),
+            (None, None, None) => return Err(EngineError::Stopped { op: "load" }),
+        })
+    })
+    .await
 }

@@ -1,6 +1,7 @@
 //! What is held, in one small SQLite database: objects, datasets, and which path uses which object.
 //!
-//! A use is a wish; an object is a fact. What is missing is what is used and is no object. References are counted by
+//! A use says that a path is that object, and whether it is wanted before anybody reads it; an object is a fact. What is
+//! missing is what is wanted and is no object; what nobody wants beforehand may be given up for room. References are counted by
 //! counting uses, so no counter can go wrong. `synchronous=NORMAL`: a power cut may forget the last objects, whose files
 //! are then removed as strangers when the cache opens, and fetched again.
 
@@ -16,15 +17,20 @@ use crate::engine::{CacheRequest, EngineError};
 /// Another process on the same index is a mistake that the agent's lock file prevents; this is for a reader's moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The shape of the tables. A cache of another shape is begun anew: everything in it can be fetched again.
+const SHAPE: i64 = 2;
+
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS objects(
-  id TEXT PRIMARY KEY, tier TEXT NOT NULL, bytes INTEGER NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
+  id TEXT PRIMARY KEY, tier TEXT NOT NULL, bytes INTEGER NOT NULL, digest TEXT NOT NULL,
+  opened INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS objects_by_opened ON objects(tier, opened);
 CREATE TABLE IF NOT EXISTS datasets(
   uid TEXT PRIMARY KEY, name TEXT NOT NULL, root TEXT NOT NULL, paths TEXT NOT NULL, pinned INTEGER NOT NULL,
-  links INTEGER NOT NULL) WITHOUT ROWID;
+  on_demand INTEGER NOT NULL, links INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS uses(
   uid TEXT NOT NULL, path TEXT NOT NULL, object TEXT NOT NULL, bytes INTEGER NOT NULL, mtime INTEGER NOT NULL,
-  digest TEXT, PRIMARY KEY(uid, path)) WITHOUT ROWID;
+  digest TEXT, wanted INTEGER NOT NULL, PRIMARY KEY(uid, path)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS uses_by_object ON uses(object);
 CREATE TEMP TABLE previous(
   path TEXT PRIMARY KEY, object TEXT NOT NULL, bytes INTEGER NOT NULL, mtime INTEGER NOT NULL) WITHOUT ROWID;
@@ -67,10 +73,21 @@ pub(super) struct ListedFile {
     pub tag: String,
 }
 
+/// A file of a prepared version, as it is opened.
+#[derive(Debug, Clone)]
+pub(super) struct Openable {
+    pub dataset: String,
+    /// The version that is prepared.
+    pub root: String,
+    /// The file, if the version has it, and the tier that holds it, if one does.
+    pub file: Option<(Missing, Option<String>)>,
+}
+
 /// Sums over one dataset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Held {
     pub root: String,
+    pub on_demand: bool,
     pub cached_bytes: u64,
     pub total_bytes: u64,
     pub cached_files: u64,
@@ -100,6 +117,12 @@ impl Index {
             connection.busy_timeout(BUSY_TIMEOUT)?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "NORMAL")?;
+            let shape: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            if shape != SHAPE {
+                let tables = "DROP TABLE IF EXISTS objects; DROP TABLE IF EXISTS datasets; DROP TABLE IF EXISTS uses;";
+                connection.execute_batch(tables)?;
+                connection.pragma_update(None, "user_version", SHAPE)?;
+            }
             connection.execute_batch(SCHEMA)?;
             Ok(connection)
         };
@@ -123,6 +146,12 @@ impl Index {
         self.connection.execute("DELETE FROM objects WHERE id = ?1", [id]).map(drop).map_err(failed("forget object"))
     }
 
+    /// The tier that holds an object.
+    pub(super) fn tier_of(&self, id: &str) -> Result<Option<String>, EngineError> {
+        let found = self.connection.query_row("SELECT tier FROM objects WHERE id = ?1", [id], |row| row.get(0));
+        found.optional().map_err(failed("look up object"))
+    }
+
     /// Whether the object is there.
     pub(super) fn has(&self, id: &str) -> Result<bool, EngineError> {
         let found = self.connection.query_row("SELECT 1 FROM objects WHERE id = ?1", [id], |_| Ok(())).optional();
@@ -130,13 +159,58 @@ impl Index {
     }
 
     /// Records an object; false (and nothing recorded) if nobody uses it any more or it is there already.
-    pub(super) fn add(&self, object: &Object, digest: &Digest) -> Result<bool, EngineError> {
+    pub(super) fn add(&self, object: &Object, digest: &Digest, now: i64) -> Result<bool, EngineError> {
         let added = self.connection.execute(
-            "INSERT OR IGNORE INTO objects(id, tier, bytes, digest)
-             SELECT ?1, ?2, ?3, ?4 WHERE EXISTS(SELECT 1 FROM uses WHERE object = ?1)",
-            params![object.id, object.tier, stored(object.bytes), digest.to_string()],
+            "INSERT OR IGNORE INTO objects(id, tier, bytes, digest, opened)
+             SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS(SELECT 1 FROM uses WHERE object = ?1)",
+            params![object.id, object.tier, stored(object.bytes), digest.to_string(), now],
         );
         added.map(|rows| rows == 1).map_err(failed("record object"))
+    }
+
+    /// What opening a path needs; `None` if the dataset was not prepared.
+    pub(super) fn openable(&self, uid: &str, path: &str) -> Result<Option<Openable>, EngineError> {
+        let read = || {
+            let dataset = "SELECT name, root FROM datasets WHERE uid = ?1";
+            let known: Option<(String, String)> = self
+                .connection
+                .prepare_cached(dataset)?
+                .query_row([uid], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            let Some((dataset, root)) = known else { return Ok(None) };
+            let file = self
+                .connection
+                .prepare_cached(
+                    "SELECT u.path, u.object, u.bytes, u.mtime, u.digest, NULL, NULL, NULL, NULL, o.tier
+                     FROM uses u LEFT JOIN objects o ON o.id = u.object WHERE u.uid = ?1 AND u.path = ?2",
+                )?
+                .query_row([uid, path], |row| Ok((missing_of(row)?, row.get(9)?)))
+                .optional()?;
+            Ok(Some(Openable { dataset, root, file }))
+        };
+        read().map_err(failed("look up file"))
+    }
+
+    /// Notes that an object was opened.
+    pub(super) fn opened(&self, id: &str, now: i64) -> Result<(), EngineError> {
+        let noted = self
+            .connection
+            .prepare_cached("UPDATE objects SET opened = ?2 WHERE id = ?1 AND opened < ?2")
+            .and_then(|mut statement| statement.execute(params![id, now]));
+        noted.map(drop).map_err(failed("note opening"))
+    }
+
+    /// Objects of a tier that nobody wants beforehand, the longest unopened first.
+    pub(super) fn evictable(&self, tier: &str, limit: u32) -> Result<Vec<Object>, EngineError> {
+        let read = || {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT id, tier, bytes FROM objects o WHERE tier = ?1
+                 AND NOT EXISTS(SELECT 1 FROM uses u WHERE u.object = o.id AND u.wanted)
+                 ORDER BY opened LIMIT ?2",
+            )?;
+            statement.query_map(params![tier, limit], object_of)?.collect::<Result<Vec<_>, _>>()
+        };
+        read().map_err(failed("look for room"))
     }
 
     /// Makes the request the dataset's wish; returns the objects that nobody uses any more, already forgotten.
@@ -149,11 +223,13 @@ impl Index {
         let root = request.root.to_string();
         let paths = serde_json::Value::from_iter(request.paths.iter().map(|path| path.as_str())).to_string();
         let transaction = self.connection.transaction().map_err(failed(OP))?;
-        let known: Option<(String, String)> = transaction
-            .query_row("SELECT root, paths FROM datasets WHERE uid = ?1", [uid], |row| Ok((row.get(0)?, row.get(1)?)))
+        let known: Option<(String, String, bool)> = transaction
+            .query_row("SELECT root, paths, on_demand FROM datasets WHERE uid = ?1", [uid], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
             .optional()
             .map_err(failed(OP))?;
-        if known.is_some_and(|known| known == (root.clone(), paths.clone())) {
+        if known.is_some_and(|known| known == (root.clone(), paths.clone(), request.on_demand)) {
             transaction
                 .execute("UPDATE datasets SET pinned = ?2 WHERE uid = ?1", params![uid, request.pinned])
                 .map_err(failed(OP))?;
@@ -168,19 +244,22 @@ impl Index {
                 root: request.root,
                 source: Box::new(error),
             })?;
-            if !request.paths.is_empty() && !request.paths.iter().any(|wanted| path.strip_prefix(wanted).is_some()) {
-                continue;
-            }
+            let chosen =
+                request.paths.is_empty() || request.paths.iter().any(|wanted| path.strip_prefix(wanted).is_some());
             match entry {
-                Entry::File(file) => add_use(&transaction, uid, &root, &path, &file).map_err(failed(OP))?,
-                Entry::Symlink { .. } => links += 1,
-                Entry::Directory => {}
+                Entry::File(file) => {
+                    let wanted = chosen && !request.on_demand;
+                    add_use(&transaction, uid, &root, &path, &file, wanted).map_err(failed(OP))?;
+                }
+                Entry::Symlink { .. } if chosen => links += 1,
+                Entry::Symlink { .. } | Entry::Directory => {}
             }
         }
         transaction
             .execute(
-                "INSERT OR REPLACE INTO datasets(uid, name, root, paths, pinned, links) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
-                params![uid, request.dataset.name, root, paths, request.pinned, stored(links)],
+                "INSERT OR REPLACE INTO datasets(uid, name, root, paths, pinned, on_demand, links)
+                 VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![uid, request.dataset.name, root, paths, request.pinned, request.on_demand, stored(links)],
             )
             .map_err(failed(OP))?;
         let dropped = drop_unused(&transaction).map_err(failed(OP))?;
@@ -208,26 +287,11 @@ impl Index {
             let mut statement = self.connection.prepare_cached(
                 "SELECT u.path, u.object, u.bytes, u.mtime, u.digest, l.path, l.bytes, l.mtime, l.tag
                  FROM uses u LEFT JOIN listed l ON l.uid = u.uid AND l.path = u.path
-                 WHERE u.uid = ?1 AND u.path > ?2 AND NOT EXISTS(SELECT 1 FROM objects o WHERE o.id = u.object)
+                 WHERE u.uid = ?1 AND u.path > ?2 AND u.wanted
+                 AND NOT EXISTS(SELECT 1 FROM objects o WHERE o.id = u.object)
                  ORDER BY u.path LIMIT ?3",
             )?;
-            let rows = statement.query_map(params![uid, after, limit], |row| {
-                let digest: Option<String> = row.get(4)?;
-                let listed: Option<String> = row.get(5)?;
-                Ok(Missing {
-                    path: row.get(0)?,
-                    object: row.get(1)?,
-                    bytes: number(row, 2)?,
-                    mtime_ns: row.get(3)?,
-                    digest: digest.and_then(|text| text.parse().ok()),
-                    listed: match listed {
-                        Some(path) => {
-                            Some(ListedFile { path, bytes: number(row, 6)?, mtime_ns: row.get(7)?, tag: row.get(8)? })
-                        }
-                        None => None,
-                    },
-                })
-            })?;
+            let rows = statement.query_map(params![uid, after, limit], missing_of)?;
             rows.collect::<Result<Vec<_>, _>>()
         };
         read().map_err(failed("list missing files"))
@@ -236,7 +300,7 @@ impl Index {
     /// Whether a missing file has no digest, so that its version at the source must be known before it is read.
     pub(super) fn needs_listing(&self, uid: &str) -> Result<bool, EngineError> {
         let found = self.connection.query_row(
-            "SELECT 1 FROM uses u WHERE u.uid = ?1 AND u.digest IS NULL
+            "SELECT 1 FROM uses u WHERE u.uid = ?1 AND u.digest IS NULL AND u.wanted
              AND NOT EXISTS(SELECT 1 FROM objects o WHERE o.id = u.object) LIMIT 1",
             [uid],
             |_| Ok(()),
@@ -269,18 +333,19 @@ impl Index {
     /// Sums over a dataset; `None` if it is not known.
     pub(super) fn held(&self, uid: &str) -> Result<Option<Held>, EngineError> {
         let read = || {
-            let known: Option<(String, u64)> = self
+            let known: Option<(String, u64, bool)> = self
                 .connection
-                .query_row("SELECT root, links FROM datasets WHERE uid = ?1", [uid], |row| {
-                    Ok((row.get(0)?, number(row, 1)?))
+                .query_row("SELECT root, links, on_demand FROM datasets WHERE uid = ?1", [uid], |row| {
+                    Ok((row.get(0)?, number(row, 1)?, row.get(2)?))
                 })
                 .optional()?;
-            let Some((root, links)) = known else { return Ok(None) };
+            let Some((root, links, on_demand)) = known else { return Ok(None) };
             let sums = self.connection.query_row(
                 "SELECT COUNT(*), COALESCE(SUM(u.bytes), 0), COUNT(o.id),
                         COALESCE(SUM(CASE WHEN o.id IS NULL THEN 0 ELSE u.bytes END), 0)
-                 FROM uses u LEFT JOIN objects o ON o.id = u.object WHERE u.uid = ?1",
-                [uid],
+                 FROM uses u LEFT JOIN objects o ON o.id = u.object
+                 WHERE u.uid = ?1 AND (u.wanted OR ?2 OR o.id IS NOT NULL)",
+                params![uid, on_demand],
                 |row| Ok((number(row, 0)?, number(row, 1)?, number(row, 2)?, number(row, 3)?)),
             )?;
             let mut statement = self.connection.prepare_cached(
@@ -290,6 +355,7 @@ impl Index {
                 statement.query_map([uid], |row| Ok((row.get(0)?, number(row, 1)?)))?.collect::<Result<_, _>>()?;
             Ok(Some(Held {
                 root,
+                on_demand,
                 total_files: sums.0 + links,
                 total_bytes: sums.1,
                 cached_files: sums.2 + links,
@@ -299,6 +365,23 @@ impl Index {
         };
         read().map_err(failed("sum up dataset"))
     }
+}
+
+/// The columns that a look at missing files selects.
+fn missing_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Missing> {
+    let digest: Option<String> = row.get(4)?;
+    let listed: Option<String> = row.get(5)?;
+    Ok(Missing {
+        path: row.get(0)?,
+        object: row.get(1)?,
+        bytes: number(row, 2)?,
+        mtime_ns: row.get(3)?,
+        digest: digest.and_then(|text| text.parse().ok()),
+        listed: match listed {
+            Some(path) => Some(ListedFile { path, bytes: number(row, 6)?, mtime_ns: row.get(7)?, tag: row.get(8)? }),
+            None => None,
+        },
+    })
 }
 
 fn object_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Object> {
@@ -323,6 +406,7 @@ fn add_use(
     root: &str,
     path: &RelativePath,
     file: &File,
+    wanted: bool,
 ) -> rusqlite::Result<()> {
     let digest = file.digest.map(|digest| digest.to_string());
     let kept: Option<String> = transaction
@@ -337,8 +421,10 @@ fn add_use(
         Digest::of(name.as_bytes()).to_string()
     });
     transaction
-        .prepare_cached("INSERT INTO uses(uid, path, object, bytes, mtime, digest) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")?
-        .execute(params![uid, path.as_str(), object, stored(file.size), file.mtime_ns, digest])
+        .prepare_cached(
+            "INSERT INTO uses(uid, path, object, bytes, mtime, digest, wanted) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute(params![uid, path.as_str(), object, stored(file.size), file.mtime_ns, digest, wanted])
         .map(drop)
 }
 

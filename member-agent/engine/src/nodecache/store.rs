@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use fluvial_model::kinds::MediumUsage;
 use fluvial_model::manifest::Digest;
@@ -23,6 +24,11 @@ const OBJECTS: &str = "objects";
 /// Directory of unfinished files in a tier; on the same file system, so that a rename is enough.
 const UNFINISHED: &str = "unfinished";
 
+/// A sweep leaves this part of the tier's quota free.
+const SLACK_DIVISOR: u64 = 20;
+/// Objects that one sweep looks at; some 200 bytes each.
+const EVICTED_AT_ONCE: u32 = 10_000;
+
 /// Tiers and index.
 pub(super) struct Store {
     tiers: Vec<Tier>,
@@ -32,12 +38,20 @@ pub(super) struct Store {
 
 pub(super) struct Inner {
     pub index: Index,
+    /// How often each object is open now: such ones are not given up.
+    open: HashMap<String, usize>,
     /// Bytes of complete objects by tier.
     used: Vec<u64>,
     /// Bytes promised to files that are being fetched, by tier.
     promised: Vec<u64>,
     /// Datasets of which something did not fit, and how much, in words.
     pub partial: HashMap<String, String>,
+}
+
+/// An object that is open.
+pub(super) struct Lease {
+    store: Arc<Store>,
+    id: String,
 }
 
 /// Room in one tier for one file; given back on drop unless it was used.
@@ -51,6 +65,12 @@ pub(super) struct Room {
 fn failed(op: &'static str, file: &Path) -> impl FnOnce(io::Error) -> EngineError {
     let file = file.display().to_string();
     move |source| EngineError::Io { op, file, source }
+}
+
+/// Seconds since the epoch, to tell what was opened last.
+fn now() -> i64 {
+    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn key(tier: &Tier) -> String {
@@ -92,7 +112,7 @@ impl Store {
             }
             remove_strangers(&tier.dir.join(OBJECTS), known)?;
         }
-        let inner = Inner { index, promised: vec![0; used.len()], used, partial: HashMap::new() };
+        let inner = Inner { index, open: HashMap::new(), promised: vec![0; used.len()], used, partial: HashMap::new() };
         Ok(Arc::new(Self { tiers, inner: Mutex::new(inner), names: AtomicU64::new(0) }))
     }
 
@@ -101,17 +121,74 @@ impl Store {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for a file in the first tier that has it.
-    pub(super) fn room(self: &Arc<Self>, bytes: u64) -> Option<Room> {
+    /// Room for a file in the first tier that has it, or else in the first where files that nobody wants beforehand
+    /// make room for it.
+    pub(super) fn room(self: &Arc<Self>, bytes: u64) -> Result<Option<Room>, EngineError> {
         let mut inner = self.lock();
-        let fits = |tier: &usize| {
-            let taken = inner.used[*tier].saturating_add(inner.promised[*tier]);
-            taken.saturating_add(bytes) <= self.tiers[*tier].quota_bytes
-        };
-        let tier = (0..self.tiers.len()).find(fits)?;
+        let all = 0..self.tiers.len();
+        let mut found = all.clone().find(|tier| self.lacking(&inner, *tier, bytes) == 0);
+        for tier in all {
+            if found.is_none() && self.make_room(&mut inner, tier, bytes)? {
+                found = Some(tier);
+            }
+        }
+        let Some(tier) = found else { return Ok(None) };
         inner.promised[tier] += bytes;
         let name = self.names.fetch_add(1, Ordering::Relaxed).to_string();
-        Some(Room { store: self.clone(), tier, bytes, file: self.tiers[tier].dir.join(UNFINISHED).join(name) })
+        Ok(Some(Room { store: self.clone(), tier, bytes, file: self.tiers[tier].dir.join(UNFINISHED).join(name) }))
+    }
+
+    /// Bytes by which a tier is too full for `bytes` more.
+    fn lacking(&self, inner: &Inner, tier: usize, bytes: u64) -> u64 {
+        let taken = inner.used[tier].saturating_add(inner.promised[tier]).saturating_add(bytes);
+        taken.saturating_sub(self.tiers[tier].quota_bytes)
+    }
+
+    /// Gives up what may be given up until `bytes` fit, and then some, so that not every file has to do it; false, and
+    /// nothing is given up, if that is not enough.
+    fn make_room(&self, inner: &mut Inner, tier: usize, bytes: u64) -> Result<bool, EngineError> {
+        let lacking = self.lacking(inner, tier, bytes);
+        if bytes > self.tiers[tier].quota_bytes {
+            return Ok(false);
+        }
+        let aim = lacking.saturating_add(self.tiers[tier].quota_bytes / SLACK_DIVISOR);
+        let (mut chosen, mut sum) = (Vec::new(), 0_u64);
+        for object in inner.index.evictable(&key(&self.tiers[tier]), EVICTED_AT_ONCE)? {
+            if sum >= aim {
+                break;
+            }
+            if !inner.open.contains_key(&object.id) {
+                sum += object.bytes;
+                chosen.push(object);
+            }
+        }
+        if sum < lacking {
+            return Ok(false);
+        }
+        for object in &chosen {
+            inner.index.forget(&object.id)?;
+        }
+        self.remove(inner, &chosen)?;
+        Ok(true)
+    }
+
+    /// Opens the file of an object; while the lease lives, it is not given up.
+    pub(super) fn open_object(self: &Arc<Self>, id: &str, tier: &str) -> Result<(fs::File, Lease), EngineError> {
+        let mut inner = self.lock();
+        let Some(tier) = self.tiers.iter().find(|known| key(known) == tier) else {
+            return Err(failed("open", Path::new(tier))(io::ErrorKind::NotFound.into()));
+        };
+        let file = place(tier, id);
+        let file = fs::File::open(&file).map_err(failed("open", &file))?;
+        inner.index.opened(id, now())?;
+        *inner.open.entry(id.to_owned()).or_default() += 1;
+        Ok((file, Lease { store: self.clone(), id: id.to_owned() }))
+    }
+
+    /// Keeps an object that may still be on its way from being given up.
+    pub(super) fn lease(self: &Arc<Self>, id: &str) -> Lease {
+        *self.lock().open.entry(id.to_owned()).or_default() += 1;
+        Lease { store: self.clone(), id: id.to_owned() }
     }
 
     /// Removes files that the index has forgotten.
@@ -162,7 +239,7 @@ impl Room {
     }
 
     /// Makes the finished, synced file the object `id`. Nothing happens if the object is there or nobody wants it now.
-    pub(super) fn keep(self, id: &str, digest: &Digest) -> Result<(), EngineError> {
+    pub(super) fn keep(&self, id: &str, digest: &Digest) -> Result<(), EngineError> {
         let tier = &self.store.tiers[self.tier];
         let mut inner = self.store.lock();
         if inner.index.has(id)? {
@@ -177,12 +254,24 @@ impl Room {
         };
         write().map_err(failed("keep", &file))?;
         let object = Object { id: id.to_owned(), tier: key(tier), bytes: self.bytes };
-        if inner.index.add(&object, digest)? {
+        if inner.index.add(&object, digest, now())? {
             inner.used[self.tier] += self.bytes;
         } else {
             fs::remove_file(&file).map_err(failed("remove", &file))?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut inner = self.store.lock();
+        if let Some(count) = inner.open.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                inner.open.remove(&self.id);
+            }
+        }
     }
 }
 

@@ -168,6 +168,17 @@ impl Place for LocalPlace {
         blocking(move || walk::walk(&inner.root, &inner.name, &found)).await
     }
 
+    async fn stat(&self, path: &RelativePath) -> Result<Found, TransferError> {
+        let (inner, path) = (self.inner.clone(), path.clone());
+        blocking(move || {
+            let full = inner.full(&path);
+            let io = |error| inner.failed("look at", path.as_str(), error);
+            let metadata = write::look_inside(&inner.root, &full).map_err(io)?;
+            walk::look("look at", &inner.name, &path, &full, metadata)
+        })
+        .await
+    }
+
     async fn read(
         &self,
         path: &RelativePath,

@@ -231,6 +231,16 @@ impl Place for S3Place {
         Err(TransferError::NotFound { op: "list", place: self.name.clone(), path: String::new() })
     }
 
+    async fn stat(&self, path: &RelativePath) -> Result<Found, TransferError> {
+        let head = self.client.head(&self.key(path), path.as_str()).await?;
+        let size = head.header("content-length").and_then(|size| size.parse().ok());
+        let size = size.ok_or_else(|| self.bad_entry(path.as_str(), "the server does not tell its size"))?;
+        if head.header(KIND) == Some("symlink") {
+            return self.look(path.clone(), size, None).await;
+        }
+        Ok(Found { entry: Entry::File(file_of(&head, size)), path: path.clone(), tag: tag_of(&head, size) })
+    }
+
     async fn read(
         &self,
         path: &RelativePath,

@@ -36,6 +36,12 @@ pub(super) fn open_inside(root: &Path, full: &Path) -> io::Result<FsFile> {
     OpenOptions::new().read(true).custom_flags(flags).open(full)
 }
 
+/// What an entry is, found through no link.
+pub(super) fn look_inside(root: &Path, full: &Path) -> io::Result<fs::Metadata> {
+    check_ancestors(root, full)?;
+    fs::symlink_metadata(full)
+}
+
 /// Opens a file that [`create`] made.
 pub(super) fn open_for_writing(root: &Path, full: &Path) -> io::Result<FsFile> {
     check_ancestors(root, full)?;

@@ -1,0 +1,362 @@
+//! A file on its way into the cache: a sparse file, which parts of it are there, and who fetches which.
+//!
+//! Whoever needs bytes claims the parts that are missing and free, fetches them, and waits for those that others have
+//! claimed: every part is fetched once, however many want it. A claim is given back when its holder fails or is dropped.
+//! Who brings the last part verifies the whole file and makes it an object.
+//!
+//! Invariant: a part is noted as there only after its bytes, which are those of the version that was asked for at the
+//! source, were written.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fluvial_model::manifest::Digest;
+use tokio::sync::Notify;
+
+use super::fill::Origin;
+use super::store::{Lease, Room};
+use super::{PARALLEL_RANGES, PART_BYTES, RANGE_BYTES, Shared, blocking};
+use crate::engine::{EngineError, Filling};
+
+/// Files that are kept though they were closed before all of them was read.
+const PARKED: usize = 64;
+/// Parts of one fetch.
+const RANGE_PARTS: usize = (RANGE_BYTES / PART_BYTES) as usize;
+
+/// The file.
+pub(super) struct Partial {
+    shared: Weak<Shared>,
+    origin: Origin,
+    file: Arc<File>,
+    room: Mutex<Option<Room>>,
+    parts: Mutex<Parts>,
+    changed: Notify,
+    /// An object that was opened on its way is not given up when it arrives.
+    _lease: Lease,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Missing,
+    Claimed,
+    There,
+}
+
+struct Parts {
+    parts: Vec<Part>,
+    /// Parts that are not there.
+    left: usize,
+    /// The file is an object.
+    complete: bool,
+    /// How often the finished file was not the version's.
+    refused: u32,
+}
+
+/// Parts that one fetch has claimed; what is not there at the end is given back.
+struct Claim<'a> {
+    partial: &'a Partial,
+    parts: Range<usize>,
+}
+
+/// What to do next for a range.
+enum Step<'a> {
+    Done,
+    Refused,
+    Fetch(Claim<'a>),
+    Wait,
+}
+
+impl Partial {
+    /// Makes the sparse file.
+    pub(super) fn create(shared: &Arc<Shared>, origin: Origin, room: Room) -> Result<Self, EngineError> {
+        let bytes = origin.file.bytes;
+        let create = || {
+            let file = File::options().read(true).write(true).create_new(true).open(room.file())?;
+            file.set_len(bytes)?;
+            Ok(file)
+        };
+        let failed = |source| EngineError::Io { op: "create", file: room.file().display().to_string(), source };
+        let file = Arc::new(create().map_err(failed)?);
+        let count = usize::try_from(bytes.div_ceil(PART_BYTES)).unwrap_or(usize::MAX);
+        let parts = Parts { parts: vec![Part::Missing; count], left: count, complete: false, refused: 0 };
+        Ok(Self {
+            shared: Arc::downgrade(shared),
+            _lease: shared.store.lease(&origin.file.object),
+            origin,
+            file,
+            room: Mutex::new(Some(room)),
+            parts: Mutex::new(parts),
+            changed: Notify::new(),
+        })
+    }
+
+    /// The sparse file.
+    pub(super) fn file(&self) -> Arc<File> {
+        self.file.clone()
+    }
+
+    /// The object that it becomes.
+    pub(super) fn object(&self) -> &str {
+        &self.origin.file.object
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches the whole file, many ranges at a time.
+    pub(super) async fn fill_all(self: &Arc<Self>) -> Result<(), EngineError> {
+        self.fill_parallel(0, self.origin.file.bytes).await
+    }
+
+    async fn fill_parallel(self: &Arc<Self>, offset: u64, length: u64) -> Result<(), EngineError> {
+        let useful = usize::try_from(length.div_ceil(RANGE_BYTES)).unwrap_or(usize::MAX).clamp(1, PARALLEL_RANGES);
+        futures::future::try_join_all((0..useful).map(|_| self.fill_range(offset, length))).await.map(drop)
+    }
+
+    async fn fill_range(self: &Arc<Self>, offset: u64, length: u64) -> Result<(), EngineError> {
+        let refused = self.parts().refused;
+        let last = offset.saturating_add(length).min(self.origin.file.bytes);
+        let index = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        let wanted = index(offset / PART_BYTES)..index(last.div_ceil(PART_BYTES));
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            match self.step(&wanted, refused) {
+                Step::Done => return Ok(()),
+                Step::Refused => return Err(self.origin.mismatch()),
+                Step::Fetch(claim) => self.fetch(claim, &wanted).await?,
+                Step::Wait => changed.await,
+            }
+        }
+    }
+
+    fn step(&self, wanted: &Range<usize>, refused: u32) -> Step<'_> {
+        let mut parts = self.parts();
+        if parts.complete {
+            return Step::Done;
+        }
+        if parts.refused != refused {
+            return Step::Refused;
+        }
+        let whole = wanted.start == 0 && wanted.end >= parts.parts.len();
+        if parts.left == 0 {
+            // Whoever brought the last part has it verified. Who wants all of it waits for that, and sees to it himself
+            // if it failed.
+            return match (whole, self.room().is_some()) {
+                (false, _) => Step::Done,
+                (true, true) => Step::Fetch(Claim { partial: self, parts: 0..0 }),
+                (true, false) => Step::Wait,
+            };
+        }
+        let within = wanted.start.min(parts.parts.len())..wanted.end.min(parts.parts.len());
+        let Some(first) = within.clone().find(|at| parts.parts[*at] == Part::Missing) else {
+            let there = within.into_iter().all(|at| parts.parts[at] == Part::There);
+            return if there { Step::Done } else { Step::Wait };
+        };
+        let most = within.end.min(first + RANGE_PARTS);
+        let end = (first..most).find(|at| parts.parts[*at] != Part::Missing).unwrap_or(most);
+        parts.parts[first..end].fill(Part::Claimed);
+        Step::Fetch(Claim { partial: self, parts: first..end })
+    }
+
+    fn room(&self) -> MutexGuard<'_, Option<Room>> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn fetch(self: &Arc<Self>, claim: Claim<'_>, wanted: &Range<usize>) -> Result<(), EngineError> {
+        let Some(shared) = self.shared.upgrade() else { return Err(EngineError::Stopped { op: "load" }) };
+        let start = claim.parts.start as u64 * PART_BYTES;
+        let end = (claim.parts.end as u64 * PART_BYTES).min(self.origin.file.bytes);
+        let mut whole = None;
+        if end > start {
+            let Ok(_turn) = shared.ranges.acquire().await else { return Err(EngineError::Stopped { op: "load" }) };
+            let data = self.origin.read(start, end - start).await?;
+            if data.len() as u64 != end - start {
+                return Err(self.origin.differs("it is shorter"));
+            }
+            let (file, shown) = (self.file.clone(), self.origin.file.path.clone());
+            let written = data.clone();
+            blocking("write", move || {
+                let failed = |source| EngineError::Io { op: "write cached part of", file: shown, source };
+                file.write_all_at(&written, start).map_err(failed)
+            })
+            .await?;
+            whole = (data.len() as u64 == self.origin.file.bytes).then_some(data);
+        }
+        if !claim.there() {
+            return Ok(());
+        }
+        // Goes on by itself when nobody waits: a reader of a part does not.
+        let partial = self.clone();
+        let finishing = blocking("keep file", move || partial.finish(&shared, whole));
+        let finishing = tokio::spawn(finishing);
+        if wanted.len() < self.parts().parts.len() {
+            return Ok(());
+        }
+        match finishing.await {
+            Ok(finished) => finished,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(EngineError::Stopped { op: "load" }),
+        }
+    }
+
+    /// Verifies the file and makes it an object. `whole` are its contents, if they are at hand.
+    fn finish(&self, shared: &Shared, whole: Option<Bytes>) -> Result<(), EngineError> {
+        // Taken by whoever verifies it now.
+        let Some(room) = self.room().take() else { return Ok(()) };
+        let finished = self.verify(whole).and_then(|digest| match digest {
+            None => Ok(None),
+            Some(digest) => room.keep(self.object(), &digest).map(|()| Some(digest)),
+        });
+        let mut parts = self.parts();
+        match &finished {
+            Ok(Some(_)) => {
+                parts.complete = true;
+                shared.partials.forget(self.object());
+            }
+            Ok(None) => {
+                parts.refused += 1;
+                parts.left = parts.parts.len();
+                parts.parts.fill(Part::Missing);
+                *self.room() = Some(room);
+            }
+            Err(_) => *self.room() = Some(room),
+        }
+        drop(parts);
+        self.changed.notify_waiters();
+        if finished?.is_some() { Ok(()) } else { Err(self.origin.mismatch()) }
+    }
+
+    /// The digest of what was fetched, synced; `None` if it is another one than the version's.
+    fn verify(&self, whole: Option<Bytes>) -> Result<Option<Digest>, EngineError> {
+        let failed = |source| EngineError::Io { op: "verify cached file", file: self.origin.file.path.clone(), source };
+        let digest = match whole {
+            Some(data) => Digest::of(&data),
+            None => digest_of(&self.file, self.origin.file.bytes).map_err(failed)?,
+        };
+        if self.origin.file.digest.is_some_and(|expected| expected != digest) {
+            return Ok(None);
+        }
+        self.file.sync_all().map_err(failed)?;
+        Ok(Some(digest))
+    }
+}
+
+/// BLAKE3 of what is in the file now.
+fn digest_of(file: &File, bytes: u64) -> std::io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut offset = 0;
+    while offset < bytes {
+        let length = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(buffer.len());
+        file.read_exact_at(&mut buffer[..length], offset)?;
+        hasher.update(&buffer[..length]);
+        offset += length as u64;
+    }
+    Ok(Digest::from_bytes(*hasher.finalize().as_bytes()))
+}
+
+impl Claim<'_> {
+    /// Notes that the parts are there; true if nothing is left.
+    fn there(&self) -> bool {
+        let mut parts = self.partial.parts();
+        for at in self.parts.clone() {
+            if parts.parts[at] != Part::There {
+                parts.parts[at] = Part::There;
+                parts.left -= 1;
+            }
+        }
+        parts.left == 0
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut parts = self.partial.parts();
+        for at in self.parts.clone() {
+            if parts.parts[at] == Part::Claimed {
+                parts.parts[at] = Part::Missing;
+            }
+        }
+        drop(parts);
+        self.partial.changed.notify_waiters();
+    }
+}
+
+/// What readers hold of it.
+pub(super) struct Filler(pub(super) Arc<Partial>);
+
+#[async_trait]
+impl Filling for Filler {
+    async fn fill(&self, offset: u64, length: u64) -> Result<(), EngineError> {
+        self.0.fill_parallel(offset, length).await
+    }
+
+    fn is_complete(&self) -> bool {
+        self.0.parts().complete
+    }
+}
+
+/// The files that are on their way.
+#[derive(Default)]
+pub(super) struct Partials {
+    by_object: Mutex<HashMap<String, Weak<Partial>>>,
+    /// What was read in part and closed again, to be read on; the last one to be given up first.
+    parked: Mutex<VecDeque<Arc<Partial>>>,
+}
+
+impl Partials {
+    /// The file of an object on its way, begun by `create` if it is not.
+    pub(super) fn get_or<E>(
+        &self,
+        object: &str,
+        create: impl FnOnce() -> Result<Option<Partial>, E>,
+    ) -> Result<Option<Arc<Partial>>, E> {
+        let mut by_object = self.by_object.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(partial) = by_object.get(object).and_then(Weak::upgrade) {
+            return Ok(Some(partial));
+        }
+        by_object.retain(|_, partial| partial.strong_count() > 0);
+        let Some(partial) = create()?.map(Arc::new) else { return Ok(None) };
+        by_object.insert(object.to_owned(), Arc::downgrade(&partial));
+        Ok(Some(partial))
+    }
+
+    fn forget(&self, object: &str) {
+        self.by_object.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
+        self.parked().retain(|partial| partial.object() != object);
+    }
+
+    fn parked(&self) -> MutexGuard<'_, VecDeque<Arc<Partial>>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a file that was opened, so that what is there of it is not lost when it is closed.
+    pub(super) fn park(&self, partial: &Arc<Partial>) {
+        let mut dropped = None;
+        let mut parked = self.parked();
+        if !parked.iter().any(|known| Arc::ptr_eq(known, partial)) {
+            parked.push_back(partial.clone());
+            if parked.len() > PARKED {
+                dropped = parked.pop_front();
+            }
+        }
+        drop(parked);
+        // Removes its file: not under the lock.
+        drop(dropped);
+    }
+
+    /// Gives up what nobody has open.
+    pub(super) fn clear(&self) {
+        let parked = std::mem::take(&mut *self.parked());
+        drop(parked);
+    }
+}

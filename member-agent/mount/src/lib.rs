@@ -1,0 +1,28 @@
+//! ⑥ The mount: a version of a dataset as a read-only file system, at the speed of the disk below.
+//!
+//! A mount is a process of its own, so that neither an upgrade nor a crash of the agent takes files away from readers.
+//! It knows the tree (manifest blocks on disk) and asks the agent, over a socket, for the contents of files:
+//!
+//! | module | side | what it holds |
+//! |---|---|---|
+//! | [`tree`] | mount | the tree of a version, by rank, through a bounded cache of blocks |
+//! | [`fs`] | mount | what the kernel asks: look-ups, listings, opens, reads; passthrough |
+//! | [`device`] | mount | mounting, the handshake with the kernel, handing the device over |
+//! | [`process`] | mount | the process as a whole |
+//! | [`client`] | mount | asks the agent for contents |
+//! | [`wire`] | both | the messages between the two, and open files beside them |
+//! | [`serve`] | agent | answers from the engine |
+//!
+//! Invariants: a file that is open keeps its version; kernel passthrough is used for complete, verified files only; no
+//! inode is read in both ways at a time.
+//! Deliberately absent: writing, other engines' own mounts, deciding what is mounted where (the hub).
+
+pub mod client;
+pub mod device;
+pub mod fs;
+pub mod process;
+pub mod serve;
+pub mod tree;
+pub mod wire;
+
+pub use process::ProcessError;

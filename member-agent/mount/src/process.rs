@@ -1,0 +1,316 @@
+//! The mount process as a whole: hello to the agent, mount or take over, serve, and end without leaving anything behind.
+//!
+//! It ends when its mount is gone: told by the agent, unmounted by somebody else, or, with no file open, when no agent
+//! has come back for [`ALONE`].
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fluvial_model::manifest::Item;
+use fluvial_transfer::BlockStore;
+use fuser::{INodeNo, Notifier};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_seqpacket::UnixSeqpacket;
+
+use crate::client::{Client, RemoteFiles};
+use crate::device::{self, Device};
+use crate::fs::{DatasetFs, Mode, Probe, Versions};
+use crate::tree::{Nodes, Tree};
+use crate::wire::{self, FromAgent, FromMount, NumberedVersion, Received};
+
+/// How long a mount without an agent and without open files stays.
+pub const ALONE: Duration = Duration::from_secs(60);
+/// How long the first connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Between attempts to connect.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Why a mount process ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The agent cannot be reached.
+    #[error("connect to the agent at {socket}")]
+    Agent {
+        /// The socket.
+        socket: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent said something else than it should.
+    #[error("the agent did not say what to mount")]
+    NoWelcome,
+    /// The blocks cannot be read.
+    #[error("open blocks")]
+    Blocks(#[source] fluvial_transfer::TransferError),
+    /// The mount cannot be made.
+    #[error("mount {directory}")]
+    Mount {
+        /// Where.
+        directory: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A process that serves a mount.
+struct Process {
+    socket_path: PathBuf,
+    mount: String,
+    directory: PathBuf,
+    nodes: Nodes,
+    versions: Arc<Versions>,
+    numbered: Vec<NumberedVersion>,
+    client: Arc<Client>,
+    device: Arc<Device>,
+    notifier: Notifier,
+    probe: Probe,
+}
+
+/// Runs the mount process of the mount `mount` of the agent that listens at `socket`, until its mount is gone.
+///
+/// # Errors
+/// See [`ProcessError`].
+pub async fn run(socket: PathBuf, mount: String) -> Result<(), ProcessError> {
+    let connected = connect(&socket, &mount, false, &[]).await;
+    let connection =
+        connected.map_err(|source| ProcessError::Agent { socket: socket.display().to_string(), source })?;
+    let welcome = wire::receive(&connection).await.ok().flatten().ok_or(ProcessError::NoWelcome)?;
+    let Received { message: FromAgent::Welcome { directory, source, blocks, versions: numbered, init }, file } =
+        welcome
+    else {
+        return Err(ProcessError::NoWelcome);
+    };
+    let nodes = Nodes::new(BlockStore::open(blocks).map_err(ProcessError::Blocks)?);
+    let versions = Arc::new(Versions::default());
+    for version in &numbered {
+        versions.add(version.number, Arc::new(Tree::new(version.root, nodes.clone())));
+    }
+    let client = Arc::new(Client::default());
+    let owner = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+    let files = Arc::new(RemoteFiles(client.clone()));
+    let fs = DatasetFs::new(versions.clone(), files, tokio::runtime::Handle::current(), owner);
+    let probe = fs.probe();
+    let begun = tokio::task::spawn_blocking({
+        let directory = directory.clone();
+        move || begin(&directory, &source, file.map(|file| (file, init)), fs)
+    })
+    .await;
+    let (device, session) = match begun.unwrap_or_else(|_| Err(io::Error::other("the program is ending"))) {
+        Ok(begun) => begun,
+        Err(error) => {
+            let message = FromMount::Ended { problem: format!("mount {}: {error}", directory.display()) };
+            // Said to whoever is still there; the exit says it too.
+            let _ = wire::send(&connection, &message, None::<&File>).await;
+            return Err(ProcessError::Mount { directory: directory.display().to_string(), source: error });
+        }
+    };
+    let notifier = session.notifier();
+    let (ended, end) = oneshot::channel();
+    let serving = std::thread::Builder::new().name("session".to_owned()).spawn(move || {
+        let _ = ended.send(session.run());
+    });
+    let serving =
+        serving.map_err(|source| ProcessError::Mount { directory: directory.display().to_string(), source })?;
+    let process = Process {
+        socket_path: socket,
+        mount,
+        directory: directory.clone(),
+        nodes,
+        versions,
+        numbered,
+        client,
+        device: Arc::new(device),
+        notifier,
+        probe,
+    };
+    tokio::task::spawn_blocking(move || device::raise_read_ahead(&directory));
+    let served = process.serve(connection, end).await;
+    // It has ended: that is what was waited for.
+    let _ = serving.join();
+    served
+}
+
+/// Mounts, or takes over.
+fn begin(
+    directory: &Path,
+    source: &str,
+    taken_over: Option<(std::os::fd::OwnedFd, Vec<u8>)>,
+    fs: DatasetFs,
+) -> io::Result<(Device, fuser::Session<DatasetFs>)> {
+    let fresh = taken_over.is_none();
+    let device = match taken_over {
+        Some((file, init)) => Device::taken_over(file, init),
+        None => Device::mount(directory, source)?,
+    };
+    match device.serve(fs) {
+        Ok(session) => Ok((device, session)),
+        Err(error) => {
+            if fresh {
+                device::unmount(directory)?;
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn connect(
+    socket: &Path,
+    mount: &str,
+    serving: bool,
+    versions: &[NumberedVersion],
+) -> io::Result<Arc<UnixSeqpacket>> {
+    let deadline = Instant::now() + CONNECT;
+    loop {
+        match UnixSeqpacket::connect(socket).await {
+            Ok(connection) => {
+                let (mount, pid) = (mount.to_owned(), std::process::id());
+                let hello = FromMount::Hello { mount, pid, serving, versions: versions.to_vec() };
+                wire::send(&connection, &hello, None::<&File>).await?;
+                return Ok(Arc::new(connection));
+            }
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+impl Process {
+    async fn serve(
+        mut self,
+        first: Arc<UnixSeqpacket>,
+        mut end: oneshot::Receiver<io::Result<()>>,
+    ) -> Result<(), ProcessError> {
+        let mut connection = Some(first);
+        let mut alone_since = Instant::now();
+        loop {
+            if let Some(socket) = connection.take() {
+                self.announce(&socket).await;
+                self.client.connected(socket.clone());
+                tokio::select! {
+                    ended = &mut end => return self.ended(Some(&socket), ended).await,
+                    () = self.listen(&socket) => {}
+                }
+                self.client.disconnected();
+                alone_since = Instant::now();
+            }
+            let reconnect = connect(&self.socket_path, &self.mount, true, &self.numbered);
+            tokio::select! {
+                ended = &mut end => return self.ended(None, ended).await,
+                connected = reconnect => connection = connected.ok(),
+            }
+            if connection.is_none() && alone_since.elapsed() > ALONE && self.probe.open_files() == 0 {
+                tracing::warn!(directory = %self.directory.display(), "no agent came back; the mount is taken away");
+                self.take_away().await;
+                alone_since = Instant::now();
+            }
+        }
+    }
+
+    /// Says that the mount is served, and how.
+    async fn announce(&self, socket: &UnixSeqpacket) {
+        let without_passthrough = match self.probe.mode() {
+            Mode::Passthrough => String::new(),
+            Mode::Daemon(why) => why,
+        };
+        // A connection that broke is noticed by who reads from it.
+        let _ = wire::send(socket, &FromMount::Mode { without_passthrough }, None::<&File>).await;
+        let init = self.device.init.clone();
+        let _ = wire::send(socket, &FromMount::Serving { init }, Some(&self.device.file)).await;
+    }
+
+    /// Handles what the agent says until the connection breaks.
+    async fn listen(&mut self, socket: &UnixSeqpacket) {
+        loop {
+            let received = match wire::receive::<FromAgent>(socket).await {
+                Ok(Some(received)) => received,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "the agent's connection broke");
+                    return;
+                }
+            };
+            match self.client.answered(received) {
+                Some(FromAgent::Version(version)) => self.show(version),
+                Some(FromAgent::Welcome { versions, .. }) => {
+                    versions.into_iter().for_each(|version| self.show(version))
+                }
+                Some(FromAgent::Unmount) => self.take_away().await,
+                _ => {}
+            }
+        }
+    }
+
+    /// Makes a version current, and takes back what the kernel knows of the root of the one before.
+    fn show(&mut self, version: NumberedVersion) {
+        if self.numbered.iter().any(|known| known.number == version.number) {
+            return;
+        }
+        let before = self.versions.current();
+        self.numbered.push(version);
+        self.versions.add(version.number, Arc::new(Tree::new(version.root, self.nodes.clone())));
+        let notifier = self.notifier.clone();
+        // The kernel may wait for answers of this process while it does as it is told.
+        tokio::task::spawn_blocking(move || {
+            if let Some((_, tree)) = before {
+                forget_names(&notifier, &tree);
+            }
+        });
+    }
+
+    async fn take_away(&self) {
+        let directory = self.directory.clone();
+        let unmounted = tokio::task::spawn_blocking(move || device::unmount(&directory)).await;
+        if let Ok(Err(error)) = unmounted {
+            tracing::warn!(%error, directory = %self.directory.display(), "the mount could not be taken away");
+        }
+    }
+
+    async fn ended(
+        &self,
+        socket: Option<&UnixSeqpacket>,
+        ended: Result<io::Result<()>, oneshot::error::RecvError>,
+    ) -> Result<(), ProcessError> {
+        let failure = match ended {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some(io::Error::other("the session broke down")),
+        };
+        if let Some(socket) = socket {
+            let problem = failure.as_ref().map_or_else(String::new, ToString::to_string);
+            let _ = wire::send(socket, &FromMount::Ended { problem }, None::<&File>).await;
+        }
+        match failure {
+            None => Ok(()),
+            Some(source) => Err(ProcessError::Mount { directory: self.directory.display().to_string(), source }),
+        }
+    }
+}
+
+/// Takes back what the kernel knows of the names in a root.
+fn forget_names(notifier: &Notifier, tree: &Tree) {
+    let root = INodeNo(1);
+    let forgotten = notifier.inval_inode(root, 0, 0);
+    let Ok(Some(place)) = tree.place(0) else { return };
+    let Item::Directory(block) = place.item else { return };
+    let mut failed = forgotten.err();
+    let listed = tree.entries(&block, 0, 1, &mut |_, entry| {
+        if let Err(error) = notifier.inval_entry(root, OsStr::new(&entry.name)) {
+            failed = Some(error);
+        }
+        ControlFlow::Continue(())
+    });
+    if let Err(error) = listed {
+        tracing::warn!(error = &error as &dyn std::error::Error, "names of the version before could not be taken back");
+    }
+    if let Some(error) = failed {
+        tracing::debug!(%error, "the kernel did not know a name of the version before");
+    }
+}

@@ -1,0 +1,442 @@
+//! The agent's side of the socket: answers a mount process from the engine.
+//!
+//! What may pass, a source that is away or overloaded, is tried again for [`SOURCE_PATIENCE`], so that readers pause
+//! instead of failing. Files that a mount process has open are open in the engine for as long, and no longer than, its
+//! connection.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fluvial_engine::{Contents, Engine, EngineError, OpenFile};
+use fluvial_model::manifest::{RelativePath, Root};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_seqpacket::UnixSeqpacket;
+
+use crate::fs::{MOST_READ, Mode};
+use crate::wire::{self, Failure, FromAgent, FromMount, NumberedVersion, OpenedAs, Received};
+
+/// How long a reader waits for a source.
+pub const SOURCE_PATIENCE: Duration = Duration::from_secs(300);
+/// The first pause before a source is asked again.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// The longest.
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+/// Requests of one mount that are worked on at a time: more wait in the socket. Each holds at most one range of the
+/// engine, which bounds what all of them together have in memory.
+const REQUESTS: usize = 256;
+
+/// What is served to one mount process after the other, for as long as the mount is wanted.
+pub struct Slot {
+    /// Names the mount.
+    pub id: String,
+    /// The dataset's uid.
+    pub uid: String,
+    /// Where it is mounted.
+    pub directory: PathBuf,
+    /// What mount tables show as its source.
+    pub source: String,
+    /// Where the blocks of versions are.
+    pub blocks: PathBuf,
+    /// Every version that was current, the last one is.
+    versions: watch::Sender<Vec<NumberedVersion>>,
+    /// Whether it is to be taken away.
+    unwanted: watch::Sender<bool>,
+    /// How it stands.
+    state: watch::Sender<SlotState>,
+    /// What a successor of the process needs.
+    device: Mutex<Option<(OwnedFd, Vec<u8>)>>,
+}
+
+/// How a mount stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SlotState {
+    /// The process that serves it, connected now.
+    pub process: Option<u32>,
+    /// The kernel is served.
+    pub serving: bool,
+    /// How complete files are read.
+    pub mode: Option<Mode>,
+    /// The mount is gone: taken away, by us or by others, or it could not be made; in words, if something went wrong.
+    pub ended: Option<String>,
+}
+
+impl Slot {
+    /// A mount that nobody serves yet.
+    #[must_use]
+    pub fn new(id: String, uid: String, directory: PathBuf, source: String, blocks: PathBuf, root: Root) -> Self {
+        Self {
+            id,
+            uid,
+            directory,
+            source,
+            blocks,
+            versions: watch::Sender::new(vec![NumberedVersion { number: 1, root }]),
+            unwanted: watch::Sender::new(false),
+            state: watch::Sender::new(SlotState::default()),
+            device: Mutex::default(),
+        }
+    }
+
+    /// Makes a version current.
+    pub fn show(&self, root: Root) {
+        self.versions.send_if_modified(|versions| {
+            let last = versions.last().copied();
+            let new = last.is_none_or(|last| last.root != root);
+            if new {
+                versions.push(NumberedVersion { number: last.map_or(1, |last| last.number + 1), root });
+            }
+            new
+        });
+    }
+
+    /// Has it taken away.
+    pub fn take_away(&self) {
+        self.unwanted.send_replace(true);
+    }
+
+    /// How it stands; changes are seen by waiting on the receiver.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<SlotState> {
+        self.state.subscribe()
+    }
+
+    /// Forgets how the last process ended, before another is started.
+    pub fn begin(&self) {
+        self.state.send_modify(|state| *state = SlotState { mode: state.mode.take(), ..SlotState::default() });
+    }
+
+    fn device(&self) -> MutexGuard<'_, Option<(OwnedFd, Vec<u8>)>> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of the device: nothing can take the mount over any more.
+    pub fn drop_device(&self) {
+        self.device().take();
+    }
+
+    /// Whether a successor could take the mount over.
+    #[must_use]
+    pub fn has_device(&self) -> bool {
+        self.device().is_some()
+    }
+}
+
+/// One connection.
+struct Connection {
+    slot: Arc<Slot>,
+    engine: Arc<dyn Engine>,
+    socket: Arc<UnixSeqpacket>,
+    files: Mutex<HashMap<u64, Arc<OpenFile>>>,
+    handles: AtomicU64,
+    turns: Semaphore,
+}
+
+/// Reads who is there: the first message of a connection.
+///
+/// # Errors
+/// When it is another message, or none.
+pub async fn hello(socket: &UnixSeqpacket) -> io::Result<(String, u32, bool, Vec<NumberedVersion>)> {
+    match wire::receive(socket).await? {
+        Some(Received { message: FromMount::Hello { mount, pid, serving, versions }, .. }) => {
+            Ok((mount, pid, serving, versions))
+        }
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Tells a mount process that nobody wants its mount.
+///
+/// # Errors
+/// When it is gone.
+pub async fn dismiss(socket: &UnixSeqpacket) -> io::Result<()> {
+    wire::send(socket, &FromAgent::Unmount, None::<&File>).await
+}
+
+/// Serves a connection whose hello was read, until it breaks or the mount ends.
+///
+/// # Errors
+/// When the socket fails.
+pub async fn serve(
+    slot: Arc<Slot>,
+    engine: Arc<dyn Engine>,
+    socket: UnixSeqpacket,
+    (pid, serving, known): (u32, bool, Vec<NumberedVersion>),
+) -> io::Result<()> {
+    let connection = Arc::new(Connection {
+        slot,
+        engine,
+        socket: Arc::new(socket),
+        files: Mutex::default(),
+        handles: AtomicU64::new(1),
+        turns: Semaphore::new(REQUESTS),
+    });
+    let served = connection.clone().run(pid, serving, known).await;
+    connection.slot.state.send_modify(|state| {
+        if state.process == Some(pid) {
+            (state.process, state.serving) = (None, false);
+        }
+    });
+    served
+}
+
+impl Connection {
+    async fn run(self: Arc<Self>, pid: u32, serving: bool, known: Vec<NumberedVersion>) -> io::Result<()> {
+        let slot = self.slot.clone();
+        // A process that comes back knows versions that this agent, begun anew, does not: they keep their numbers.
+        slot.versions.send_if_modified(|versions| adopt(versions, &known));
+        slot.state.send_modify(|state| (state.process, state.serving, state.ended) = (Some(pid), serving, None));
+        let mut versions = slot.versions.subscribe();
+        let mut unwanted = slot.unwanted.subscribe();
+        let first = versions.borrow_and_update().clone();
+        self.welcome(serving, first).await?;
+        let mut requests = JoinSet::new();
+        let mut told = false;
+        loop {
+            tokio::select! {
+                Some(_) = requests.join_next() => {}
+                changed = versions.changed() => {
+                    let current = versions.borrow_and_update().last().copied();
+                    if let (Ok(()), Some(version)) = (changed, current) {
+                        self.say(&FromAgent::Version(version)).await?;
+                    }
+                }
+                () = async { drop(unwanted.wait_for(|unwanted| *unwanted).await) }, if !told => {
+                    told = true;
+                    self.say(&FromAgent::Unmount).await?;
+                }
+                received = wire::receive::<FromMount>(&self.socket) => {
+                    let Some(Received { message, file }) = received? else { return Ok(()) };
+                    match message {
+                        FromMount::Hello { .. } => return Err(io::ErrorKind::InvalidData.into()),
+                        FromMount::Serving { init } => {
+                            *slot.device() = file.map(|file| (file, init));
+                            slot.state.send_modify(|state| state.serving = true);
+                        }
+                        FromMount::Mode { without_passthrough } => slot.state.send_modify(|state| {
+                            state.mode = Some(if without_passthrough.is_empty() {
+                                Mode::Passthrough
+                            } else {
+                                Mode::Daemon(without_passthrough)
+                            });
+                        }),
+                        FromMount::Ended { problem } => {
+                            slot.drop_device();
+                            slot.state.send_modify(|state| (state.serving, state.ended) = (false, Some(problem)));
+                        }
+                        FromMount::Close { handle } => drop(self.files().remove(&handle)),
+                        request => {
+                            let connection = self.clone();
+                            requests.spawn(async move { connection.request(request).await });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<u64, Arc<OpenFile>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn say(&self, message: &FromAgent) -> io::Result<()> {
+        wire::send(&self.socket, message, None::<&File>).await
+    }
+
+    async fn welcome(&self, serving: bool, versions: Vec<NumberedVersion>) -> io::Result<()> {
+        let slot = &self.slot;
+        let device = match slot.device().as_ref() {
+            Some((device, init)) if !serving => Some((device.try_clone()?, init.clone())),
+            _ => None,
+        };
+        let (device, init) = device.map_or((None, Vec::new()), |(device, init)| (Some(device), init));
+        let welcome = FromAgent::Welcome {
+            directory: slot.directory.clone(),
+            source: slot.source.clone(),
+            blocks: slot.blocks.clone(),
+            versions,
+            init,
+        };
+        wire::send(&self.socket, &welcome, device.as_ref()).await
+    }
+
+    async fn request(&self, message: FromMount) {
+        let Ok(_turn) = self.turns.acquire().await else { return };
+        let (request, answered) = match message {
+            FromMount::Open { request, root, path } => (request, self.open(request, root, &path).await),
+            FromMount::Fill { request, handle, offset, length } => {
+                (request, self.fill(request, handle, offset, length).await)
+            }
+            FromMount::Read { request, handle, offset, length } => {
+                (request, self.read(request, handle, offset, length).await)
+            }
+            _ => return,
+        };
+        if let Err(error) = answered {
+            let message = chain(&error);
+            let failure = Failure { errno: errno(&error), message };
+            // A connection that broke is noticed by who reads from it.
+            let _ = self.say(&FromAgent::Failed { request, failure }).await;
+        }
+    }
+
+    async fn open(&self, request: u64, root: Root, path: &RelativePath) -> Result<(), EngineError> {
+        let open = self.open_version(root, path).await?;
+        let (opened, file) = match &open.contents {
+            Contents::Complete(file) => (OpenedAs::Complete, Some(file.clone())),
+            Contents::Filling(file, _) => (OpenedAs::Filling, Some(file.clone())),
+            Contents::Through(_) => (OpenedAs::Through, None),
+        };
+        let handle = self.handles.fetch_add(1, Ordering::Relaxed);
+        self.files().insert(handle, Arc::new(open));
+        self.answer(FromAgent::Opened { request, handle, opened }, file.as_deref()).await
+    }
+
+    /// Opens a file of a version. The cache may be told of a version a moment after the mount, or before it is prepared
+    /// at all: that is waited for. A version that is not shown any more is not.
+    async fn open_version(&self, root: Root, path: &RelativePath) -> Result<OpenFile, EngineError> {
+        let deadline = Instant::now() + SOURCE_PATIENCE;
+        loop {
+            let opened = patiently(|| self.engine.open(&self.slot.uid, root, path)).await;
+            let current = self.slot.versions.borrow().last().is_some_and(|version| version.root == root);
+            match opened {
+                Err(EngineError::NotPrepared { .. } | EngineError::Superseded { .. })
+                    if current && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(RETRY_FIRST).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_file(&self, handle: u64) -> Result<Arc<OpenFile>, EngineError> {
+        self.files().get(&handle).cloned().ok_or_else(|| local("look up handle", nix::libc::EBADF))
+    }
+
+    async fn fill(&self, request: u64, handle: u64, offset: u64, length: u64) -> Result<(), EngineError> {
+        let open = self.open_file(handle)?;
+        let complete = match &open.contents {
+            Contents::Complete(_) => true,
+            Contents::Filling(_, filling) => {
+                patiently(|| filling.fill(offset, length)).await?;
+                filling.is_complete()
+            }
+            Contents::Through(_) => return Err(local("fill", nix::libc::EINVAL)),
+        };
+        self.answer(FromAgent::Filled { request, complete }, None).await
+    }
+
+    async fn read(&self, request: u64, handle: u64, offset: u64, length: u32) -> Result<(), EngineError> {
+        let open = self.open_file(handle)?;
+        let Contents::Through(through) = &open.contents else { return Err(local("read", nix::libc::EINVAL)) };
+        let length = u64::from(length.min(MOST_READ));
+        let data = patiently(|| through.read(offset, length)).await?;
+        let io = |source| EngineError::Io { op: "pass on", file: "contents".to_owned(), source };
+        let memory = memfd_create("contents", MFdFlags::MFD_CLOEXEC).map_err(|error| io(error.into()))?;
+        let mut file = File::from(memory);
+        file.write_all(&data).map_err(io)?;
+        let length = u32::try_from(data.len()).unwrap_or(MOST_READ);
+        self.answer(FromAgent::Contents { request, length }, Some(&file)).await
+    }
+
+    async fn answer(&self, message: FromAgent, file: Option<&File>) -> Result<(), EngineError> {
+        // A connection that broke is noticed by who reads from it.
+        if let Err(error) = wire::send(&self.socket, &message, file).await {
+            tracing::debug!(%error, "an answer to a mount process was not sent");
+        }
+        Ok(())
+    }
+}
+
+/// Numbers that a process gave out stay; what this agent wants to show comes after them. True if that changed anything.
+fn adopt(versions: &mut Vec<NumberedVersion>, known: &[NumberedVersion]) -> bool {
+    if known.is_empty() || versions.starts_with(known) {
+        return false;
+    }
+    let current = versions.last().copied();
+    let mut adopted = known.to_vec();
+    adopted.sort_by_key(|version| version.number);
+    if let (Some(current), Some(last)) = (current, adopted.last().copied())
+        && last.root != current.root
+    {
+        adopted.push(NumberedVersion { number: last.number + 1, root: current.root });
+    }
+    *versions = adopted;
+    true
+}
+
+fn local(op: &'static str, errno: i32) -> EngineError {
+    EngineError::Io { op, file: "of a mount".to_owned(), source: io::Error::from_raw_os_error(errno) }
+}
+
+/// Tries what may pass again, until the patience ends.
+async fn patiently<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, EngineError>
+where
+    F: Future<Output = Result<T, EngineError>>,
+{
+    let deadline = Instant::now() + SOURCE_PATIENCE;
+    let mut pause = RETRY_FIRST;
+    loop {
+        match attempt().await {
+            Err(error) if error.is_transient() && Instant::now() < deadline => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "a reader waits for its source");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_LONGEST);
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// What a reader sees of an error.
+fn errno(error: &EngineError) -> i32 {
+    match error {
+        EngineError::NotFound { .. } => nix::libc::ENOENT,
+        // The kernel looks the path up again, in the version that is current.
+        EngineError::Superseded { .. } => nix::libc::ESTALE,
+        EngineError::Io { source, .. } => source.raw_os_error().unwrap_or(nix::libc::EIO),
+        _ => nix::libc::EIO,
+    }
+}
+
+/// An error with its causes, for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(number: u32, text: &str) -> NumberedVersion {
+        NumberedVersion { number, root: Root::of(text.as_bytes()) }
+    }
+
+    #[test]
+    fn numbers_that_were_given_out_stay() {
+        let mut versions = vec![version(1, "c")];
+        assert!(!adopt(&mut versions, &[]));
+        assert!(adopt(&mut versions, &[version(1, "a"), version(2, "b")]));
+        assert_eq!(versions, [version(1, "a"), version(2, "b"), version(3, "c")]);
+        assert!(!adopt(&mut versions, &[version(1, "a"), version(2, "b")]));
+        let mut same = vec![version(1, "b")];
+        assert!(adopt(&mut same, &[version(1, "a"), version(2, "b")]));
+        assert_eq!(same, [version(1, "a"), version(2, "b")]);
+    }
+}
