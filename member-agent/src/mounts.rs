@@ -229,7 +229,7 @@ impl Mounts {
     ///
     /// # Errors
     /// When it does not go in time.
-    pub async fn take_away(&self, id: &str, directory: &Path) -> Result<(), Error> {
+    pub async fn take_away(&self, id: &str, directory: &Path, source: &str) -> Result<(), Error> {
         let entry = self.entries().remove(id);
         if let Some(entry) = entry {
             entry.slot.take_away();
@@ -237,7 +237,7 @@ impl Mounts {
         }
         let deadline = tokio::time::Instant::now() + TAKE_AWAY;
         let half = tokio::time::Instant::now() + TAKE_AWAY / 3;
-        while ours_at(directory) {
+        while is_at(directory, source) {
             if tokio::time::Instant::now() > deadline {
                 return Err(Error::StillThere { directory: directory.display().to_string() });
             }
@@ -254,10 +254,9 @@ impl Mounts {
 
     /// Takes every mount away, for an end that is meant to leave nothing.
     pub async fn take_all_away(&self) {
-        let all: Vec<(String, PathBuf)> =
-            self.entries().iter().map(|(id, entry)| (id.clone(), entry.slot.directory.clone())).collect();
-        for (id, directory) in all {
-            if let Err(error) = self.take_away(&id, &directory).await {
+        let all: Vec<Arc<Slot>> = self.entries().values().map(|entry| entry.slot.clone()).collect();
+        for slot in all {
+            if let Err(error) = self.take_away(&slot.id, &slot.directory, &slot.source).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a mount is left behind");
             }
         }
@@ -281,9 +280,10 @@ pub fn resolve(directory: &Path) -> io::Result<PathBuf> {
     Ok(resolved)
 }
 
-/// Whether one of our mounts is at a directory. A table that cannot be read has none.
-fn ours_at(directory: &Path) -> bool {
-    device::mounted_at(directory).ok().flatten().is_some_and(|line| line.fs_type == FS_TYPE)
+/// Whether a mount is at its directory. A table that cannot be read has none.
+fn is_at(directory: &Path, source: &str) -> bool {
+    let line = device::mounted_at(directory).ok().flatten();
+    line.is_some_and(|line| line.fs_type == FS_TYPE && line.source == source)
 }
 
 /// Keeps one mount's process running.
@@ -297,7 +297,7 @@ impl Keeper {
     async fn keep(self) {
         let mut slot = self.slot.state();
         let mut pause = PAUSE_FIRST;
-        if ours_at(&self.slot.directory) {
+        if is_at(&self.slot.directory, &self.slot.source) {
             // An agent before this one left it: its process comes back by itself, unless it is dead.
             let _ = tokio::time::timeout(RETURN, slot.wait_for(|state| state.process.is_some())).await;
         }
@@ -311,7 +311,12 @@ impl Keeper {
                 }
                 continue;
             }
-            let ended = self.attempt(&mut slot).await;
+            let mut connected = false;
+            let ended = self.attempt(&mut slot, &mut connected).await;
+            if connected {
+                // It ran: what ended it is not what keeps it from running.
+                pause = PAUSE_FIRST;
+            }
             let problem = ended.err().map(|error| error.to_string());
             self.tell(slot.borrow().clone(), problem);
             tokio::time::sleep(pause).await;
@@ -329,7 +334,7 @@ impl Keeper {
     }
 
     /// Starts a process and follows it to its end.
-    async fn attempt(&self, slot: &mut watch::Receiver<SlotState>) -> io::Result<()> {
+    async fn attempt(&self, slot: &mut watch::Receiver<SlotState>, connected: &mut bool) -> io::Result<()> {
         let prepared = self.slot.clone();
         tokio::task::spawn_blocking(move || prepare(&prepared))
             .await
@@ -350,7 +355,7 @@ impl Keeper {
         tokio::pin!(hello);
         loop {
             let now = slot.borrow_and_update().clone();
-            let connected = now.process.is_some();
+            *connected |= now.process.is_some();
             let problem = now.ended.clone().filter(|problem| !problem.is_empty());
             self.tell(now, problem);
             tokio::select! {
@@ -364,7 +369,7 @@ impl Keeper {
                     };
                 }
                 changed = slot.changed() => if changed.is_err() { return Ok(()) },
-                () = &mut hello, if !connected => {
+                () = &mut hello, if !*connected => {
                     child.start_kill()?;
                     child.wait().await?;
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "the mount process did not say hello"));
@@ -379,10 +384,13 @@ fn prepare(slot: &Slot) -> io::Result<()> {
     let directory = &slot.directory;
     let shown = directory.display();
     match device::mounted_at(directory)? {
-        // Its process died, and its device is here: the next process takes it over.
-        Some(line) if line.fs_type == FS_TYPE && slot.has_device() => return Ok(()),
-        // Its process died with an agent that had the device.
-        Some(line) if line.fs_type == FS_TYPE && line.source == slot.source => device::unmount(directory)?,
+        Some(line) if line.fs_type == FS_TYPE && line.source == slot.source => {
+            // Its process died. With its device here, the next process takes it over.
+            if slot.has_device() {
+                return Ok(());
+            }
+            device::unmount(directory)?;
+        }
         Some(line) => {
             let message = format!("{shown} is a mount of {} ({}) already", line.source, line.fs_type);
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));

@@ -139,7 +139,9 @@ pub(crate) async fn unmount(kubeconfig: Option<PathBuf>, arguments: Unmount) -> 
         )
     };
     delete(&client, &namespace, &mount.metadata.name).await?;
-    if local {
+    // One that failed has nothing there; what is there may be another's.
+    let failed = mount.status.as_ref().is_some_and(|status| status.phase == DatasetMountPhase::Failed);
+    if local && !failed {
         until_gone(Path::new(&mount.spec.directory), arguments.timeout).await?;
     }
     output::print(&format!("{} is unmounted from {}", mount.spec.dataset, mount.spec.directory))

@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_seqpacket::UnixSeqpacket;
 
 use crate::fs::{Contents, Files, MOST_READ, Opened, ReadAt, read_file};
-use crate::wire::{self, Failure, FromAgent, FromMount, OpenedAs, Received};
+use crate::wire::{self, Failure, FromAgent, FromMount, OpenInode, OpenedAs, Received};
 
 /// How long a reader waits for an agent that is gone.
 const AGENT_PATIENCE: Duration = Duration::from_secs(300);
@@ -99,6 +99,16 @@ impl Client {
             let _ = waiting.send(answer);
         }
         None
+    }
+
+    /// Tells the agent how an inode is open, or that it is not; without one there is nobody who could take over.
+    async fn tell(&self, message: FromMount) {
+        let link = self.link.borrow().clone();
+        if let Some(link) = link
+            && let Err(error) = wire::send(&link.socket, &message, None::<&File>).await
+        {
+            tracing::debug!(%error, "the agent was not told of an inode");
+        }
     }
 
     /// The connection, as soon as there is one.
@@ -348,6 +358,14 @@ pub struct RemoteFiles(pub Arc<Client>);
 
 #[async_trait]
 impl Files for RemoteFiles {
+    async fn note(&self, inode: u64, open: Option<Option<u32>>) {
+        let message = match open {
+            Some(backing) => FromMount::InodeOpen(OpenInode { inode, backing }),
+            None => FromMount::InodeClosed { inode },
+        };
+        self.0.tell(message).await;
+    }
+
     async fn open(&self, root: Root, path: &RelativePath, size: u64) -> io::Result<Opened> {
         let client = self.0.clone();
         let held = client.open(root, path).await?;

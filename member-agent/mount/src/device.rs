@@ -19,13 +19,14 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::time::TimeVal;
 
 use crate::fs::{DatasetFs, MOST_READ};
+use crate::raw;
 
 const DEVICE: &str = "/dev/fuse";
 /// The file system's type, as mount tables show it.
 pub const FS_TYPE: &str = "fuse.fluvial";
 /// The largest first request that any kernel sends, and then some.
 const MOST_INIT: usize = 64 << 10;
-/// Threads that answer the kernel, each with a queue of its own.
+/// Threads that answer the kernel.
 const THREADS: usize = 4;
 /// Readahead of the mount: what the kernel fetches before it is asked for.
 const READ_AHEAD_KIB: u32 = 8192;
@@ -85,14 +86,16 @@ impl Device {
         let mut config = Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(THREADS);
-        config.clone_fd = true;
+        // Not a descriptor for each thread: the kernel gives up what was asked through one that is closed, and would not
+        // ask a successor again. The agent keeps this one open.
+        config.clone_fd = false;
         let session = Session::from_fd(fs, theirs, SessionACL::All, config)?;
         let mut answer = vec![0; MOST_INIT];
         let length = nix::unistd::read(&ours, &mut answer)?;
         if self.fresh {
             nix::unistd::write(&self.file, &answer[..length])?;
         }
-        take_place(&self.file, session.as_fd().as_raw_fd())?;
+        raw::take_place(&self.file, session.as_fd().as_raw_fd())?;
         if !self.fresh {
             self.resend();
         }
@@ -112,15 +115,6 @@ impl Device {
             tracing::warn!(%error, "the kernel does not repeat what it asked the process before this one");
         }
     }
-}
-
-/// Makes `number` a name of `file`.
-#[allow(unsafe_code, reason = "dup2 onto a descriptor that the session owns: the one place where a number is used")]
-fn take_place(file: &File, number: i32) -> io::Result<()> {
-    // SAFETY: `number` is open and belongs to the session, which lives; what it stood for, the socket, is used by nobody
-    // any more. The call replaces it in one step, and leaves the session the owner of the number.
-    let made = unsafe { nix::libc::dup3(file.as_raw_fd(), number, nix::libc::O_CLOEXEC) };
-    if made == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Takes a mount away from its directory at once; those who have files open keep them until they close them.

@@ -28,6 +28,7 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
+use crate::raw;
 use crate::tree::Tree;
 
 /// Ranks of one version.
@@ -53,6 +54,10 @@ pub trait Files: Send + Sync + 'static {
     /// # Errors
     /// What the reader is to see.
     async fn open(&self, root: Root, path: &RelativePath, size: u64) -> io::Result<Opened>;
+
+    /// Notes how an inode is open (by the kernel's number of the file below, or through this process), or that it is not,
+    /// for a process that takes the mount over. Returns when it is noted.
+    async fn note(&self, inode: u64, open: Option<Option<u32>>);
 }
 
 /// A file of a version, held open while this lives.
@@ -123,7 +128,16 @@ struct InodeOpens {
     passthrough: usize,
     daemon: usize,
     /// Lives as long as any passthrough open does.
-    backing: Option<Arc<BackingId>>,
+    backing: Option<(Arc<BackingId>, u32)>,
+    /// How the process before this one had it open: that may go on, unseen.
+    inherited: Option<Inherited>,
+}
+
+/// How an inode was open in the process before this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inherited {
+    Passthrough(u32),
+    Daemon,
 }
 
 /// A file that a program has open.
@@ -140,6 +154,7 @@ struct Shared {
     inodes: Mutex<HashMap<u64, InodeOpens>>,
     handles: RwLock<HashMap<u64, Arc<OpenHandle>>>,
     next_handle: AtomicU64,
+    opening: tokio::sync::Mutex<()>,
 }
 
 /// The file system.
@@ -181,21 +196,31 @@ impl Shared {
     }
 
     /// Answers an open: by passthrough if the file is complete and the inode is not open in the other way.
-    fn opened(&self, inode: u64, opened: Opened, reply: ReplyOpen) {
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let mut inodes = self.inodes();
-        let opens = inodes.entry(inode).or_default();
-        let backing = match &opened.contents {
-            Contents::Complete(file) if opens.daemon == 0 => self.backing(opens, file, &reply),
-            _ => None,
+    async fn opened(&self, inode: u64, opened: Opened, reply: ReplyOpen) {
+        // One at a time: the kernel must see the opens of one inode in the order in which they are noted.
+        let _turn = self.opening.lock().await;
+        let (backing, first) = {
+            let mut inodes = self.inodes();
+            let opens = inodes.entry(inode).or_default();
+            let backing = match &opened.contents {
+                Contents::Complete(file) if opens.daemon == 0 && opens.inherited != Some(Inherited::Daemon) => {
+                    self.backing(opens, file, &reply)
+                }
+                _ => None,
+            };
+            let first = opens.passthrough + opens.daemon == 0;
+            *(if backing.is_some() { &mut opens.passthrough } else { &mut opens.daemon }) += 1;
+            (backing, first)
         };
-        let passthrough = backing.is_some();
-        *(if passthrough { &mut opens.passthrough } else { &mut opens.daemon }) += 1;
-        let open = Arc::new(OpenHandle { opened, passthrough });
+        if first {
+            let number = backing.as_ref().map(|(_, number)| *number);
+            self.files.note(inode, Some(number)).await;
+        }
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let open = Arc::new(OpenHandle { opened, passthrough: backing.is_some() });
         self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(handle, open);
-        // Answered under the lock: the kernel must see the opens of one inode in this order.
         match backing {
-            Some(backing) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing),
+            Some((backing, _)) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing),
             None => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
         }
     }
@@ -211,17 +236,23 @@ impl Shared {
         self.inodes().entry(inode).or_default().daemon += 1;
     }
 
-    /// The file below an inode, registered with the kernel once.
-    fn backing(&self, opens: &mut InodeOpens, file: &File, reply: &ReplyOpen) -> Option<Arc<BackingId>> {
-        if let Some(backing) = &opens.backing {
-            return Some(backing.clone());
+    /// The file below an inode, registered with the kernel once, and its number there.
+    fn backing(&self, opens: &mut InodeOpens, file: &File, reply: &ReplyOpen) -> Option<(Arc<BackingId>, u32)> {
+        if let Some((backing, number)) = &opens.backing {
+            return Some((backing.clone(), *number));
         }
         if *self.mode() != Mode::Passthrough {
             return None;
         }
-        match reply.open_backing(file) {
+        let registered = match opens.inherited {
+            Some(Inherited::Passthrough(number)) => Ok(raw::inherit(reply, number)),
+            _ => reply.open_backing(file),
+        };
+        match registered {
             Ok(backing) => {
-                let backing = Arc::new(backing);
+                // The only way to learn the number: the registration is taken apart and put together again.
+                let number = backing.into_raw();
+                let backing = (Arc::new(raw::inherit(reply, number)), number);
                 opens.backing = Some(backing.clone());
                 Some(backing)
             }
@@ -233,19 +264,26 @@ impl Shared {
         }
     }
 
-    fn released(&self, inode: u64, handle: FileHandle) {
+    /// Forgets a handle; true if it was the last one of its inode.
+    fn released(&self, inode: u64, handle: FileHandle) -> bool {
         let open = self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
-        let Some(open) = open else { return };
+        let Some(open) = open else { return false };
         let mut inodes = self.inodes();
-        let Some(opens) = inodes.get_mut(&inode) else { return };
+        let Some(opens) = inodes.get_mut(&inode) else { return false };
         let count = if open.passthrough { &mut opens.passthrough } else { &mut opens.daemon };
         *count = count.saturating_sub(1);
+        if opens.inherited.is_some() {
+            // Handles that this process does not know may be open: what was registered stays.
+            return false;
+        }
         if opens.passthrough == 0 {
             opens.backing = None;
         }
-        if opens.passthrough + opens.daemon == 0 {
+        let last = opens.passthrough + opens.daemon == 0;
+        if last {
             inodes.remove(&inode);
         }
+        last
     }
 }
 
@@ -268,9 +306,20 @@ impl DatasetFs {
             inodes: Mutex::default(),
             handles: RwLock::default(),
             // Handles that a process before this one gave out are never given again.
-            next_handle: AtomicU64::new(u64::from(std::process::id()) << 32 | 1),
+            next_handle: AtomicU64::new((u64::from(std::process::id()) << 32) | 1),
+            opening: tokio::sync::Mutex::default(),
         };
         Self { shared: Arc::new(shared), runtime, owner }
+    }
+
+    /// Notes how inodes are open since the process before this one: by the kernel's number of the file below, or through
+    /// that process.
+    pub fn inherit(&self, inodes: impl IntoIterator<Item = (u64, Option<u32>)>) {
+        let mut known = self.shared.inodes();
+        for (inode, backing) in inodes {
+            let inherited = backing.map_or(Inherited::Daemon, Inherited::Passthrough);
+            known.entry(inode).or_default().inherited = Some(inherited);
+        }
     }
 
     /// To look at it while it runs.
@@ -490,7 +539,7 @@ impl Filesystem for DatasetFs {
         let shared = self.shared.clone();
         self.runtime.spawn(async move {
             match shared.files.open(inode.tree.root, &inode.place.path, size).await {
-                Ok(opened) => shared.opened(ino.0, opened, reply),
+                Ok(opened) => shared.opened(ino.0, opened, reply).await,
                 Err(error) => {
                     tracing::warn!(path = inode.place.path.as_str(), %error, "open failed");
                     reply.error(errno(&error));
@@ -544,8 +593,18 @@ impl Filesystem for DatasetFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.shared.released(ino.0, fh);
+        let last = self.shared.released(ino.0, fh);
         reply.ok();
+        if last {
+            let shared = self.shared.clone();
+            self.runtime.spawn(async move {
+                // After the opens that were answered before, and only if none of them was of this inode.
+                let _turn = shared.opening.lock().await;
+                if !shared.inodes().contains_key(&ino.0) {
+                    shared.files.note(ino.0, None).await;
+                }
+            });
+        }
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -8,6 +8,7 @@
 //! | [`tree`] | mount | the tree of a version, by rank, through a bounded cache of blocks |
 //! | [`fs`] | mount | what the kernel asks: look-ups, listings, opens, reads; passthrough |
 //! | [`device`] | mount | mounting, the handshake with the kernel, handing the device over |
+//! | `raw` | mount | the two calls that are not safe by their types |
 //! | [`process`] | mount | the process as a whole |
 //! | [`client`] | mount | asks the agent for contents |
 //! | [`wire`] | both | the messages between the two, and open files beside them |
@@ -21,6 +22,7 @@ pub mod client;
 pub mod device;
 pub mod fs;
 pub mod process;
+mod raw;
 pub mod serve;
 pub mod tree;
 pub mod wire;

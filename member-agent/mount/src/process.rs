@@ -83,11 +83,17 @@ pub async fn run(socket: PathBuf, mount: String) -> Result<(), ProcessError> {
     let connection =
         connected.map_err(|source| ProcessError::Agent { socket: socket.display().to_string(), source })?;
     let welcome = wire::receive(&connection).await.ok().flatten().ok_or(ProcessError::NoWelcome)?;
-    let Received { message: FromAgent::Welcome { directory, source, blocks, versions: numbered, init }, file } =
-        welcome
-    else {
+    let Received { message, file } = welcome;
+    let FromAgent::Welcome { directory, source, blocks, versions: numbered, init, open_inodes } = message else {
         return Err(ProcessError::NoWelcome);
     };
+    let mut inodes = Vec::new();
+    while inodes.len() < open_inodes {
+        match wire::receive(&connection).await {
+            Ok(Some(Received { message: FromAgent::OpenInodes(some), .. })) if !some.is_empty() => inodes.extend(some),
+            _ => return Err(ProcessError::NoWelcome),
+        }
+    }
     let nodes = Nodes::new(BlockStore::open(blocks).map_err(ProcessError::Blocks)?);
     let versions = Arc::new(Versions::default());
     for version in &numbered {
@@ -98,6 +104,7 @@ pub async fn run(socket: PathBuf, mount: String) -> Result<(), ProcessError> {
     let files = Arc::new(RemoteFiles(client.clone()));
     let fs = DatasetFs::new(versions.clone(), files, tokio::runtime::Handle::current(), owner);
     let probe = fs.probe();
+    fs.inherit(inodes.into_iter().map(|open| (open.inode, open.backing)));
     let begun = tokio::task::spawn_blocking({
         let directory = directory.clone();
         move || begin(&directory, &source, file.map(|file| (file, init)), fs)

@@ -4,7 +4,7 @@
 //! instead of failing. Files that a mount process has open are open in the engine for as long, and no longer than, its
 //! connection.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -22,7 +22,9 @@ use tokio::time::Instant;
 use tokio_seqpacket::UnixSeqpacket;
 
 use crate::fs::{MOST_READ, Mode};
-use crate::wire::{self, Failure, FromAgent, FromMount, NumberedVersion, OpenedAs, Received};
+use crate::wire::{
+    self, Failure, FromAgent, FromMount, INODES_AT_ONCE, NumberedVersion, OpenInode, OpenedAs, Received,
+};
 
 /// How long a reader waits for a source.
 pub const SOURCE_PATIENCE: Duration = Duration::from_secs(300);
@@ -54,6 +56,8 @@ pub struct Slot {
     state: watch::Sender<SlotState>,
     /// What a successor of the process needs.
     device: Mutex<Option<(OwnedFd, Vec<u8>)>>,
+    /// Inodes that are open on it, with the kernel's number of the file below.
+    inodes: Mutex<BTreeMap<u64, Option<u32>>>,
 }
 
 /// How a mount stands.
@@ -83,6 +87,7 @@ impl Slot {
             unwanted: watch::Sender::new(false),
             state: watch::Sender::new(SlotState::default()),
             device: Mutex::default(),
+            inodes: Mutex::default(),
         }
     }
 
@@ -118,9 +123,14 @@ impl Slot {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn inodes(&self) -> MutexGuard<'_, BTreeMap<u64, Option<u32>>> {
+        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Lets go of the device: nothing can take the mount over any more.
     pub fn drop_device(&self) {
         self.device().take();
+        self.inodes().clear();
     }
 
     /// Whether a successor could take the mount over.
@@ -221,6 +231,12 @@ impl Connection {
                             *slot.device() = file.map(|file| (file, init));
                             slot.state.send_modify(|state| state.serving = true);
                         }
+                        FromMount::InodeOpen(OpenInode { inode, backing }) => {
+                            slot.inodes().insert(inode, backing);
+                        }
+                        FromMount::InodeClosed { inode } => {
+                            slot.inodes().remove(&inode);
+                        }
                         FromMount::Mode { without_passthrough } => slot.state.send_modify(|state| {
                             state.mode = Some(if without_passthrough.is_empty() {
                                 Mode::Passthrough
@@ -258,14 +274,25 @@ impl Connection {
             _ => None,
         };
         let (device, init) = device.map_or((None, Vec::new()), |(device, init)| (Some(device), init));
+        let inodes: Vec<OpenInode> = match device {
+            Some(_) => {
+                slot.inodes().iter().map(|(inode, backing)| OpenInode { inode: *inode, backing: *backing }).collect()
+            }
+            None => Vec::new(),
+        };
         let welcome = FromAgent::Welcome {
             directory: slot.directory.clone(),
             source: slot.source.clone(),
             blocks: slot.blocks.clone(),
             versions,
             init,
+            open_inodes: inodes.len(),
         };
-        wire::send(&self.socket, &welcome, device.as_ref()).await
+        wire::send(&self.socket, &welcome, device.as_ref()).await?;
+        for some in inodes.chunks(INODES_AT_ONCE) {
+            self.say(&FromAgent::OpenInodes(some.to_vec())).await?;
+        }
+        Ok(())
     }
 
     async fn request(&self, message: FromMount) {

@@ -28,6 +28,18 @@ pub struct NumberedVersion {
     pub root: Root,
 }
 
+/// How an inode is open: a successor must not open it in another way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenInode {
+    /// The inode.
+    pub inode: u64,
+    /// The kernel's number of the file below it; none if it is read through the process.
+    pub backing: Option<u32>,
+}
+
+/// Open inodes of one message: 24 bytes each as JSON, and some.
+pub const INODES_AT_ONCE: usize = 400;
+
 /// What the mount process says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromMount {
@@ -51,6 +63,13 @@ pub enum FromMount {
     Mode {
         /// Empty if by passthrough.
         without_passthrough: String,
+    },
+    /// An inode is open, for the first time or in another way; told before its opener knows.
+    InodeOpen(OpenInode),
+    /// No file of an inode is open any more.
+    InodeClosed {
+        /// The inode.
+        inode: u64,
     },
     /// Opens a file.
     Open {
@@ -130,7 +149,11 @@ pub enum FromAgent {
         versions: Vec<NumberedVersion>,
         /// The kernel's first request on the device.
         init: Vec<u8>,
+        /// How many inodes are open on the device; messages of them follow.
+        open_inodes: usize,
     },
+    /// Inodes that are open on the device.
+    OpenInodes(Vec<OpenInode>),
     /// A newer version is current.
     Version(NumberedVersion),
     /// A file is open.

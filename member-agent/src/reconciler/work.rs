@@ -282,7 +282,7 @@ impl Works {
         let wish = MountWish {
             id: work.mount.clone(),
             uid: work.dataset.uid.clone(),
-            source: format!("{}/{}", work.dataset.namespace, work.dataset.name),
+            source: source_of(work),
             directory: directory_of(work).await?,
             root,
         };
@@ -379,11 +379,19 @@ impl Works {
                     fluvial_transfer::discard(&work.operation, &target, &self.journal).await?;
                 }
             }
-            Work::Mount(work) => self.mounts.take_away(&work.mount, &directory_of(work).await?).await?,
+            Work::Mount(work) => {
+                let directory = directory_of(work).await?;
+                self.mounts.take_away(&work.mount, &directory, &source_of(work)).await?;
+            }
             Work::Scan(_) | Work::Remove(_) => {}
         }
         Ok(())
     }
+}
+
+/// What mount tables show of a mount: the dataset, and which of its mounts.
+fn source_of(work: &MountWork) -> String {
+    format!("{}/{}@{}", work.dataset.namespace, work.dataset.name, work.mount)
 }
 
 /// The directory of a mount, as the mount table names it.

@@ -70,9 +70,12 @@ pub(super) fn plan(facts: &Facts<'_>, next: &mut Next) {
     }
 }
 
-/// An older mount of the same dataset on the same directory.
+/// Another mount of the same dataset on the same directory, which was there before.
 fn rival<'a>(facts: &Facts<'a>, mount: &DatasetMount) -> Option<&'a DatasetMount> {
-    let age = |mount: &DatasetMount| (mount.metadata.creation_timestamp, mount.metadata.uid.clone());
+    let age = |mount: &DatasetMount| {
+        let stands = mount.status.as_ref().is_some_and(|status| status.phase == DatasetMountPhase::Mounted);
+        (!stands, mount.metadata.creation_timestamp, mount.metadata.uid.clone())
+    };
     let directory = |mount: &DatasetMount| mount.spec.directory.trim_end_matches('/').to_owned();
     live(facts).find(|other| {
         other.spec.cluster == mount.spec.cluster && directory(other) == directory(mount) && age(other) < age(mount)

@@ -38,6 +38,10 @@ pub(super) async fn open(
     match begin(shared, &openable.dataset, file, &mounts).await? {
         Begun::Complete(tier) => complete(shared, size, object, tier).await,
         Begun::Partial(partial) => {
+            if size == 0 {
+                // Nobody ever reads of it.
+                partial.fill_all().await?;
+            }
             shared.partials.park(&partial);
             let contents = Contents::Filling(partial.file(), Arc::new(Filler(partial)));
             Ok(OpenFile { size, contents, lease: None })

@@ -1,0 +1,340 @@
+//! Mounts, from outside: what a program sees in a mounted directory, whatever happens to the processes behind it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use fluvial_tests::federation::{Api, DEADLINE, Federation, Up};
+use fluvial_tests::minio::Minio;
+use fluvial_tests::tree;
+use fluvial_tests::wait::wait_for;
+
+/// A mount of one test; taken away at the end, however that comes.
+struct Mounted {
+    directory: PathBuf,
+}
+
+impl Mounted {
+    fn new(api: &Api, dataset: &str, directory: PathBuf) -> Self {
+        let text = directory.to_str().unwrap();
+        api.fluvial(&["mount", dataset, text, "--detach"]).unwrap();
+        Self { directory }
+    }
+
+    fn is_there(&self) -> bool {
+        is_mount(&self.directory)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Left over only when the test has failed.
+        if self.is_there() {
+            let _ = Command::new("umount").arg("-l").arg(&self.directory).status();
+        }
+    }
+}
+
+fn is_mount(directory: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == directory.to_str())
+}
+
+/// The one mount as the hub sees it, once it stands so.
+#[track_caller]
+fn stands(api: &Api, what: &str, good: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    wait_for(DEADLINE, what, || {
+        let all = api.kubectl(&["get", "datasetmounts", "-o", "json"])?;
+        let all: serde_json::Value = serde_json::from_str(&all).map_err(|error| error.to_string())?;
+        let status = all["items"][0]["status"].clone();
+        if good(&status) { Ok(status) } else { Err(status.to_string()) }
+    })
+}
+
+/// Processes that serve mounts for agents below a folder.
+fn mount_processes(folder: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).into_owned();
+        if command.contains("serve-mount") && command.contains(folder.to_str().unwrap()) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+}
+
+/// Reads a file again and again, at many places, through handles old and new, and stops at the first wrong byte or error.
+struct Readers {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Readers {
+    fn start(file: &Path, contents: &Arc<Vec<u8>>, count: u64) -> Self {
+        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let thread = |number: u64| {
+            let (stop, rounds, contents) = (stop.clone(), rounds.clone(), contents.clone());
+            let file = file.to_owned();
+            std::thread::spawn(move || {
+                let kept = File::open(&file).unwrap_or_else(|error| panic!("reader {number} opens: {error}"));
+                let mut random = number * 2_654_435_761 + 1;
+                while !stop.load(Ordering::Relaxed) {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let offset = (random >> 20) % (contents.len() as u64 - 70_000);
+                    let mut buffer = vec![0; 65_537];
+                    let mut anew = None;
+                    let from = if random & 4 == 0 {
+                        &kept
+                    } else {
+                        let opened = File::open(&file);
+                        anew.insert(opened.unwrap_or_else(|error| panic!("reader {number} opens again: {error}")))
+                    };
+                    from.read_exact_at(&mut buffer, offset)
+                        .unwrap_or_else(|error| panic!("reader {number} at {offset}: {error}"));
+                    let at = usize::try_from(offset).unwrap();
+                    assert!(buffer == contents[at..at + buffer.len()], "reader {number} sees wrong bytes at {offset}");
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let threads = (0..count).map(thread).collect();
+        Self { stop, rounds, threads }
+    }
+
+    /// Waits until so many more reads were right.
+    #[track_caller]
+    fn go_on(&self, more: u64) {
+        let aim = self.rounds.load(Ordering::Relaxed) + more;
+        wait_for(DEADLINE, "the readers to read on", || {
+            let now = self.rounds.load(Ordering::Relaxed);
+            assert!(!self.threads.iter().any(std::thread::JoinHandle::is_finished), "a reader has failed");
+            if now >= aim { Ok(()) } else { Err(now) }
+        });
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().expect("a reader saw what it should not");
+        }
+    }
+}
+
+#[test]
+fn a_mounted_dataset_is_the_folder_and_unmounted_it_leaves_nothing() {
+    let up = Up::start(1, &["a"]);
+    let api = &up.api;
+    let source = up.folder().join("source");
+    tree::make(&source, 11, 300, 40_000);
+    fs::create_dir_all(source.join("deep/er/directory")).unwrap();
+    fs::write(source.join("deep/er/directory/a name with spaces, ü and \n"), "x").unwrap();
+    fs::write(source.join("empty"), "").unwrap();
+    std::os::unix::fs::symlink("deep/er", source.join("link")).unwrap();
+    api.path_dataset("set", &source);
+
+    let mount = Mounted::new(api, "set", up.folder().join("mounts/set"));
+
+    assert_eq!(tree::difference(&source, &mount.directory), "");
+    let (before, after) = (source.join("empty").metadata().unwrap(), mount.directory.join("empty").metadata().unwrap());
+    assert_eq!((before.mtime(), before.mode()), (after.mtime(), after.mode()));
+    let inode = |path: &str| mount.directory.join(path).symlink_metadata().unwrap().ino();
+    assert_eq!(inode("deep/er"), mount.directory.join("link").metadata().unwrap().ino());
+    let refused = fs::write(mount.directory.join("new"), "x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(30), "read-only: {refused}");
+    assert!(fs::read(mount.directory.join("no such file")).is_err());
+    let mode = stands(api, "how it is mounted", |status| status["phase"] == "Mounted");
+    assert_eq!(mode["mode"], "passthrough", "{mode}");
+    // All of it was read: the cache says so, byte for byte.
+    let cache = api.wait_until("cachelocation", "set.a", "/status/phase", |phase| phase == "Ready");
+    assert_eq!(cache["status"]["cachedBytes"], cache["status"]["totalBytes"], "{cache}");
+    let rows = api.query("select dataset, directory, phase, mode from mounts").unwrap();
+    assert_eq!(rows[0]["directory"], mount.directory.to_str().unwrap(), "{rows}");
+
+    let open = File::open(mount.directory.join("deep/er/directory/a name with spaces, ü and \n")).unwrap();
+    api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+    assert!(!mount.is_there());
+    assert_eq!(fs::read_dir(&mount.directory).unwrap().count(), 0);
+    let mut text = String::new();
+    (&open).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "x", "who has a file open keeps it");
+    drop(open);
+    wait_for(DEADLINE, "the mount process to end", || {
+        let left = mount_processes(up.folder());
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
+#[test]
+fn a_mount_in_the_foreground_ends_with_its_command() {
+    let up = Up::start(1, &["a"]);
+    let source = up.folder().join("source");
+    tree::make(&source, 3, 5, 1000);
+    up.api.path_dataset("set", &source);
+    let directory = up.folder().join("mount");
+    let mut command = up.api.command();
+    command.args(["mount", "set", directory.to_str().unwrap()]).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mount = Mounted { directory };
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("is mounted at"), "{line}");
+    assert_eq!(tree::difference(&source, &mount.directory), "");
+
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+
+    assert!(child.wait().unwrap().success());
+    assert!(!mount.is_there());
+}
+
+#[test]
+fn what_cannot_be_mounted_says_why_and_hides_nothing() {
+    let up = Up::start(1, &["a"]);
+    let api = &up.api;
+    let (source, full) = (up.folder().join("source"), up.folder().join("full"));
+    tree::make(&source, 3, 5, 1000);
+    api.path_dataset("set", &source);
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("mine"), "x").unwrap();
+
+    let refused = api.fluvial(&["mount", "set", full.to_str().unwrap(), "--detach", "--timeout", "3s"]).unwrap_err();
+    assert!(refused.contains("is not empty"), "{refused}");
+    assert_eq!(fs::read_to_string(full.join("mine")).unwrap(), "x");
+    let refused = api.fluvial(&["mount", "none", "/nowhere/x", "--detach", "--timeout", "3s"]).unwrap_err();
+    assert!(refused.contains("no dataset \"none\""), "{refused}");
+    let refused = api
+        .apply(
+            "{apiVersion: fluvial.io/v1alpha1, kind: DatasetMount, metadata: {name: m}, spec: {dataset: set, cluster: a, \
+             directory: relative/path}}",
+        )
+        .unwrap_err();
+    assert!(refused.contains("spec.directory") && refused.contains("absolute path"), "{refused}");
+
+    let mount = Mounted::new(api, "set", up.folder().join("mount"));
+    let second = format!(
+        "{{apiVersion: fluvial.io/v1alpha1, kind: DatasetMount, metadata: {{name: z}}, spec: {{dataset: set, cluster: a, \
+         directory: {}/}}}}",
+        mount.directory.display()
+    );
+    api.apply(&second).unwrap();
+    let told = api.wait_until("datasetmount", "z", "/status/phase", |phase| phase == "Failed");
+    assert!(told["status"]["message"].as_str().unwrap().contains("has this directory already"), "{told}");
+    api.fluvial(&["unmount", "z"]).unwrap();
+    assert_eq!(tree::difference(&source, &mount.directory), "", "the first one is not touched");
+    api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+    let refused = api.fluvial(&["unmount", "/no/such/place"]).unwrap_err();
+    assert!(refused.contains("nothing is mounted"), "{refused}");
+}
+
+#[test]
+fn readers_do_not_notice_when_the_mount_process_is_killed() {
+    let minio = Minio::start();
+    minio.create_bucket("data");
+    let contents = Arc::new(tree::bytes(5, 40 << 20));
+    minio.put_object("data", "large", &contents);
+    let up = Up::start(1, &["a"]);
+    let api = &up.api;
+    api.s3_dataset("set", "data", &minio);
+    let mount = Mounted::new(api, "set", up.folder().join("mount"));
+    // The first kills come while the file fills, the last ones when the kernel reads it by itself.
+    let readers = Readers::start(&mount.directory.join("large"), &contents, 4);
+    let mut last = 0;
+    for round in 0..8 {
+        readers.go_on(if round < 4 { 5 } else { 300 });
+        let status = stands(api, "another process", |status| {
+            status["phase"] == "Mounted" && status["process"].as_u64().is_some_and(|pid| pid != last)
+        });
+        last = status["process"].as_u64().unwrap();
+        kill(u32::try_from(last).unwrap());
+    }
+    readers.go_on(300);
+    readers.end();
+    assert!(fs::read(mount.directory.join("large")).unwrap() == *contents);
+    api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+#[test]
+fn readers_wait_for_an_agent_that_was_killed_and_its_successor_finds_the_mount() {
+    let minio = Minio::start();
+    minio.create_bucket("data");
+    let contents = Arc::new(tree::bytes(6, 30 << 20));
+    minio.put_object("data", "large", &contents);
+    minio.put_object("data", "other", b"other");
+    let mut federation = Federation::start(1, &["m"]);
+    federation.api.s3_dataset("set", "data", &minio);
+    let mount = Mounted::new(&federation.api, "set", federation.folder().join("mount"));
+    let readers = Readers::start(&mount.directory.join("large"), &contents, 3);
+    readers.go_on(3);
+    let process = stands(&federation.api, "its process", |status| status["process"].is_u64())["process"].clone();
+
+    for _ in 0..2 {
+        federation.kill_member("m");
+        federation.run_member("m");
+        readers.go_on(50);
+    }
+
+    assert_eq!(fs::read(mount.directory.join("other")).unwrap(), b"other");
+    readers.end();
+    let now = stands(&federation.api, "its process", |status| status["phase"] == "Mounted")["process"].clone();
+    assert_eq!(now, process, "it was not replaced");
+    federation.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+    assert!(!mount.is_there());
+}
+
+#[test]
+fn a_mount_whose_process_and_agent_both_died_comes_back_at_its_place() {
+    let mut federation = Federation::start(1, &["m"]);
+    let source = federation.folder().join("source");
+    tree::make(&source, 9, 20, 2000);
+    federation.api.path_dataset("set", &source);
+    let mount = Mounted::new(&federation.api, "set", federation.folder().join("mount"));
+    federation.kill_member("m");
+    mount_processes(federation.folder()).into_iter().for_each(kill);
+    assert!(fs::read_dir(&mount.directory).is_err(), "nobody serves it");
+
+    federation.run_member("m");
+
+    let since = Instant::now();
+    wait_for(DEADLINE, "the mount to come back", || {
+        let found = tree::difference(&source, &mount.directory);
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    });
+    eprintln!("it came back after {:?}", since.elapsed());
+    federation.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+#[test]
+fn a_directory_of_a_hundred_thousand_files_is_listed() {
+    let up = Up::start(1, &["a"]);
+    let source = up.folder().join("source");
+    fs::create_dir_all(source.join("many")).unwrap();
+    for number in 0..100_000 {
+        File::create(source.join(format!("many/{number:06}"))).unwrap();
+    }
+    up.api.path_dataset("set", &source);
+    let mount = Mounted::new(&up.api, "set", up.folder().join("mount"));
+    let since = Instant::now();
+    let mut names: Vec<_> =
+        fs::read_dir(mount.directory.join("many")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    eprintln!("listed in {:?}", since.elapsed());
+    names.sort();
+    assert_eq!(names.len(), 100_000);
+    assert!(names.iter().enumerate().all(|(number, name)| *name == *format!("{number:06}")));
+    // From the middle on, as programs do that come back.
+    let mut file = File::open(mount.directory.join("many/050000")).unwrap();
+    assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), 0);
+    up.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
