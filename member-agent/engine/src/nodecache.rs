@@ -234,6 +234,9 @@ impl Engine for NodeCache {
 
     async fn stop(&self) {
         self.shared.stopped.send_replace(true);
+        if let Err(error) = self.blocking("stop", |shared| shared.store.sync(true)).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cached files were not synced");
+        }
     }
 }
 

@@ -17,7 +17,8 @@ use fluvial_model::manifest::{RelativePath, Root};
 use tokio::sync::{oneshot, watch};
 use tokio_seqpacket::UnixSeqpacket;
 
-use crate::fs::{Contents, Files, MOST_READ, Opened, ReadAt, read_file};
+use crate::files::{Contents, Files, Opened, ReadAt, read_file};
+use crate::fs::MOST_READ;
 use crate::wire::{self, Failure, FromAgent, FromMount, OpenInode, OpenedAs, Received};
 
 /// How long a reader waits for an agent that is gone.
@@ -101,13 +102,13 @@ impl Client {
         None
     }
 
-    /// Tells the agent how an inode is open, or that it is not; without one there is nobody who could take over.
+    /// Tells the agent something that needs no answer, if there is one.
     async fn tell(&self, message: FromMount) {
         let link = self.link.borrow().clone();
         if let Some(link) = link
             && let Err(error) = wire::send(&link.socket, &message, None::<&File>).await
         {
-            tracing::debug!(%error, "the agent was not told of an inode");
+            tracing::debug!(%error, "the agent was not told");
         }
     }
 
@@ -358,6 +359,10 @@ pub struct RemoteFiles(pub Arc<Client>);
 
 #[async_trait]
 impl Files for RemoteFiles {
+    async fn ahead(&self, root: Root, paths: Vec<RelativePath>) {
+        self.0.tell(FromMount::Ahead { root, paths }).await;
+    }
+
     async fn note(&self, inode: u64, open: Option<Option<u32>>) {
         let message = match open {
             Some(backing) => FromMount::InodeOpen(OpenInode { inode, backing }),

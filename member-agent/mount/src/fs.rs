@@ -12,23 +12,23 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use fluvial_model::manifest::rank::{Ranked, weight};
-use fluvial_model::manifest::{BlockRef, Item, RelativePath, Root};
+use fluvial_model::manifest::{BlockRef, Item};
 use fuser::{
-    BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
+use crate::files::{Contents, Files, Opened, ReadAt, read_file};
+use crate::opens::{Backing, Inherited, InodeOpens, Opens};
 use crate::raw;
+use crate::siblings::{BATCH, SMALL_BYTES, Siblings};
 use crate::tree::Tree;
 
 /// Ranks of one version.
@@ -45,47 +45,6 @@ const MOST_BACKGROUND: u16 = 64;
 const BLOCK_SIZE: u32 = 256 << 10;
 const DIRECTORY_MODE: u16 = 0o755;
 const LINK_MODE: u16 = 0o777;
-
-/// Where the contents of files come from.
-#[async_trait]
-pub trait Files: Send + Sync + 'static {
-    /// Opens a file of a version, of so many bytes.
-    ///
-    /// # Errors
-    /// What the reader is to see.
-    async fn open(&self, root: Root, path: &RelativePath, size: u64) -> io::Result<Opened>;
-
-    /// Notes how an inode is open (by the kernel's number of the file below, or through this process), or that it is not,
-    /// for a process that takes the mount over. Returns when it is noted.
-    async fn note(&self, inode: u64, open: Option<Option<u32>>);
-}
-
-/// A file of a version, held open while this lives.
-pub struct Opened {
-    /// Its contents.
-    pub contents: Contents,
-    /// What holds it open where it comes from.
-    pub lease: Option<Box<dyn std::any::Any + Send + Sync>>,
-}
-
-/// Contents of an open file.
-#[derive(Clone)]
-pub enum Contents {
-    /// All in this file, verified.
-    Complete(Arc<File>),
-    /// Fetched as they are read.
-    Partial(Arc<dyn ReadAt>),
-}
-
-/// Reads of a file that may have to be fetched.
-#[async_trait]
-pub trait ReadAt: Send + Sync {
-    /// `length` bytes from `offset`; fewer at the end of the file only.
-    ///
-    /// # Errors
-    /// What the reader is to see.
-    async fn read_at(&self, offset: u64, length: u32) -> io::Result<Bytes>;
-}
 
 /// How complete files are read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,27 +81,9 @@ impl Versions {
     }
 }
 
-/// How an inode is open.
-#[derive(Default)]
-struct InodeOpens {
-    passthrough: usize,
-    daemon: usize,
-    /// Lives as long as any passthrough open does.
-    backing: Option<(Arc<BackingId>, u32)>,
-    /// How the process before this one had it open: that may go on, unseen.
-    inherited: Option<Inherited>,
-}
-
-/// How an inode was open in the process before this one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Inherited {
-    Passthrough(u32),
-    Daemon,
-}
-
 /// A file that a program has open.
 struct OpenHandle {
-    opened: Opened,
+    opened: Arc<Opened>,
     passthrough: bool,
 }
 
@@ -151,7 +92,8 @@ struct Shared {
     versions: Arc<Versions>,
     files: Arc<dyn Files>,
     mode: Mutex<Mode>,
-    inodes: Mutex<HashMap<u64, InodeOpens>>,
+    opens: Mutex<Opens>,
+    siblings: Mutex<Siblings>,
     handles: RwLock<HashMap<u64, Arc<OpenHandle>>>,
     next_handle: AtomicU64,
     opening: tokio::sync::Mutex<()>,
@@ -175,6 +117,14 @@ impl Probe {
         self.0.mode().clone()
     }
 
+    /// Lets go of files that were closed long enough ago. To be called now and then.
+    pub async fn sweep(&self) {
+        let gone = self.0.opens().sweep(Instant::now());
+        if !gone.is_empty() {
+            self.0.forgotten(gone).await;
+        }
+    }
+
     /// Open files.
     #[must_use]
     pub fn open_files(&self) -> usize {
@@ -187,41 +137,62 @@ impl Shared {
         self.mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn inodes(&self) -> MutexGuard<'_, HashMap<u64, InodeOpens>> {
-        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn opens(&self) -> MutexGuard<'_, Opens> {
+        self.opens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn handle(&self, handle: FileHandle) -> Option<Arc<OpenHandle>> {
         self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
     }
 
+    /// Answers an open of a file that is complete and registered with the kernel already; gives the reply back if it is
+    /// not.
+    fn opened_again(&self, inode: u64, reply: ReplyOpen) -> Option<ReplyOpen> {
+        let Some((opened, (backing, _))) = self.opens().again(inode) else { return Some(reply) };
+        let handle = self.add(opened, true);
+        reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
+        None
+    }
+
+    /// A new handle.
+    fn add(&self, opened: Arc<Opened>, passthrough: bool) -> FileHandle {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let open = Arc::new(OpenHandle { opened, passthrough });
+        self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(handle, open);
+        FileHandle(handle)
+    }
+
     /// Answers an open: by passthrough if the file is complete and the inode is not open in the other way.
     async fn opened(&self, inode: u64, opened: Opened, reply: ReplyOpen) {
-        // One at a time: the kernel must see the opens of one inode in the order in which they are noted.
+        // One at a time: a successor must hear of the opens of one inode in the order in which the kernel does.
         let _turn = self.opening.lock().await;
+        let opened = Arc::new(opened);
         let (backing, first) = {
-            let mut inodes = self.inodes();
-            let opens = inodes.entry(inode).or_default();
+            let mut all = self.opens();
+            let opens = all.inode(inode);
+            let first = opens.passthrough + opens.daemon == 0 && opens.backing.is_none();
             let backing = match &opened.contents {
                 Contents::Complete(file) if opens.daemon == 0 && opens.inherited != Some(Inherited::Daemon) => {
                     self.backing(opens, file, &reply)
                 }
                 _ => None,
             };
-            let first = opens.passthrough + opens.daemon == 0;
-            *(if backing.is_some() { &mut opens.passthrough } else { &mut opens.daemon }) += 1;
+            if backing.is_some() {
+                opens.passthrough += 1;
+                opens.keep(&opened);
+            } else {
+                opens.daemon += 1;
+            }
             (backing, first)
         };
         if first {
             let number = backing.as_ref().map(|(_, number)| *number);
             self.files.note(inode, Some(number)).await;
         }
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let open = Arc::new(OpenHandle { opened, passthrough: backing.is_some() });
-        self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(handle, open);
+        let handle = self.add(opened, backing.is_some());
         match backing {
-            Some((backing, _)) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing),
-            None => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+            Some((backing, _)) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
+            None => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE),
         }
     }
 
@@ -231,15 +202,25 @@ impl Shared {
         if handles.contains_key(&handle.0) {
             return;
         }
-        handles.insert(handle.0, Arc::new(OpenHandle { opened, passthrough: false }));
+        handles.insert(handle.0, Arc::new(OpenHandle { opened: Arc::new(opened), passthrough: false }));
         drop(handles);
-        self.inodes().entry(inode).or_default().daemon += 1;
+        self.opens().inode(inode).daemon += 1;
+    }
+
+    /// Tells a successor's keeper that inodes are not open any more, unless they are again.
+    async fn forgotten(&self, inodes: Vec<u64>) {
+        let _turn = self.opening.lock().await;
+        for inode in inodes {
+            if !self.opens().knows(inode) {
+                self.files.note(inode, None).await;
+            }
+        }
     }
 
     /// The file below an inode, registered with the kernel once, and its number there.
-    fn backing(&self, opens: &mut InodeOpens, file: &File, reply: &ReplyOpen) -> Option<(Arc<BackingId>, u32)> {
-        if let Some((backing, number)) = &opens.backing {
-            return Some((backing.clone(), *number));
+    fn backing(&self, opens: &mut InodeOpens, file: &File, reply: &ReplyOpen) -> Option<Backing> {
+        if opens.backing.is_some() {
+            return opens.backing.clone();
         }
         if *self.mode() != Mode::Passthrough {
             return None;
@@ -264,26 +245,11 @@ impl Shared {
         }
     }
 
-    /// Forgets a handle; true if it was the last one of its inode.
-    fn released(&self, inode: u64, handle: FileHandle) -> bool {
+    /// Forgets a handle; returns the inodes that nobody has open any more.
+    fn released(&self, inode: u64, handle: FileHandle) -> Vec<u64> {
         let open = self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
-        let Some(open) = open else { return false };
-        let mut inodes = self.inodes();
-        let Some(opens) = inodes.get_mut(&inode) else { return false };
-        let count = if open.passthrough { &mut opens.passthrough } else { &mut opens.daemon };
-        *count = count.saturating_sub(1);
-        if opens.inherited.is_some() {
-            // Handles that this process does not know may be open: what was registered stays.
-            return false;
-        }
-        if opens.passthrough == 0 {
-            opens.backing = None;
-        }
-        let last = opens.passthrough + opens.daemon == 0;
-        if last {
-            inodes.remove(&inode);
-        }
-        last
+        let Some(open) = open else { return Vec::new() };
+        self.opens().close(inode, &open.opened, open.passthrough, Instant::now())
     }
 }
 
@@ -303,7 +269,8 @@ impl DatasetFs {
             versions,
             files,
             mode: Mutex::new(Mode::Passthrough),
-            inodes: Mutex::default(),
+            opens: Mutex::default(),
+            siblings: Mutex::default(),
             handles: RwLock::default(),
             // Handles that a process before this one gave out are never given again.
             next_handle: AtomicU64::new((u64::from(std::process::id()) << 32) | 1),
@@ -315,10 +282,9 @@ impl DatasetFs {
     /// Notes how inodes are open since the process before this one: by the kernel's number of the file below, or through
     /// that process.
     pub fn inherit(&self, inodes: impl IntoIterator<Item = (u64, Option<u32>)>) {
-        let mut known = self.shared.inodes();
+        let mut known = self.shared.opens();
         for (inode, backing) in inodes {
-            let inherited = backing.map_or(Inherited::Daemon, Inherited::Passthrough);
-            known.entry(inode).or_default().inherited = Some(inherited);
+            known.inode(inode).inherited = Some(backing.map_or(Inherited::Daemon, Inherited::Passthrough));
         }
     }
 
@@ -362,6 +328,34 @@ impl DatasetFs {
             Item::File(file) => Ok((inode, file.size)),
             Item::Directory(_) | Item::Symlink { .. } => Err(Errno::EISDIR),
         }
+    }
+
+    /// Has the small files behind one fetched, if its reader goes through the directory.
+    fn fetch_siblings(&self, inode: &Inode) {
+        let parent = inode.place.parent;
+        let mut siblings = self.shared.siblings.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(from) = siblings.step(inode.version, parent, inode.rank) else { return };
+        let Ok(Some(directory)) = inode.tree.place(parent) else { return };
+        let Item::Directory(block) = directory.item else { return };
+        let (mut paths, mut looked, mut to) = (Vec::new(), 0, from);
+        // What cannot be read is met by who opens it.
+        let _ = inode.tree.entries(&block, parent, from, &mut |rank, entry| {
+            (looked, to) = (looked + 1, rank + weight(&entry.item));
+            if let (Item::File(file), Ok(path)) = (&entry.item, directory.path.join(&entry.name))
+                && file.size <= SMALL_BYTES
+            {
+                paths.push(path);
+            }
+            if looked < BATCH { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        siblings.asked(to);
+        drop(siblings);
+        let (shared, root) = (self.shared.clone(), inode.tree.root);
+        self.runtime.spawn(async move {
+            for some in paths.chunks(BATCH / 4) {
+                shared.files.ahead(root, some.to_vec()).await;
+            }
+        });
     }
 
     /// Reads for a handle that the process before this one gave out, and keeps it from now on.
@@ -536,6 +530,10 @@ impl Filesystem for DatasetFs {
             Ok(found) => found,
             Err(error) => return reply.error(error),
         };
+        let Some(reply) = self.shared.opened_again(ino.0, reply) else { return };
+        if size <= SMALL_BYTES {
+            self.fetch_siblings(&inode);
+        }
         let shared = self.shared.clone();
         self.runtime.spawn(async move {
             match shared.files.open(inode.tree.root, &inode.place.path, size).await {
@@ -593,17 +591,11 @@ impl Filesystem for DatasetFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let last = self.shared.released(ino.0, fh);
+        let gone = self.shared.released(ino.0, fh);
         reply.ok();
-        if last {
+        if !gone.is_empty() {
             let shared = self.shared.clone();
-            self.runtime.spawn(async move {
-                // After the opens that were answered before, and only if none of them was of this inode.
-                let _turn = shared.opening.lock().await;
-                if !shared.inodes().contains_key(&ino.0) {
-                    shared.files.note(ino.0, None).await;
-                }
-            });
+            self.runtime.spawn(async move { shared.forgotten(gone).await });
         }
     }
 
@@ -649,20 +641,4 @@ impl Filesystem for DatasetFs {
         let blocks = totals.bytes.div_ceil(u64::from(BLOCK_SIZE));
         reply.statfs(blocks, 0, 0, totals.files.saturating_add(totals.dirs), 0, BLOCK_SIZE, 255, BLOCK_SIZE);
     }
-}
-
-/// Bytes of a cache file, fewer at its end.
-pub(crate) fn read_file(file: &File, offset: u64, length: u32) -> io::Result<Vec<u8>> {
-    let mut data = vec![0; length as usize];
-    let mut filled = 0;
-    while filled < data.len() {
-        match file.read_at(&mut data[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    data.truncate(filled);
-    Ok(data)
 }

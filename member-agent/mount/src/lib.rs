@@ -7,6 +7,9 @@
 //! |---|---|---|
 //! | [`tree`] | mount | the tree of a version, by rank, through a bounded cache of blocks |
 //! | [`fs`] | mount | what the kernel asks: look-ups, listings, opens, reads; passthrough |
+//! | [`files`] | mount | where contents come from: the seam |
+//! | `opens` | mount | which inodes are open and how, and files that may be opened again |
+//! | `siblings` | mount | which small files will be opened next |
 //! | [`device`] | mount | mounting, the handshake with the kernel, handing the device over |
 //! | `raw` | mount | the two calls that are not safe by their types |
 //! | [`process`] | mount | the process as a whole |
@@ -20,10 +23,13 @@
 
 pub mod client;
 pub mod device;
+pub mod files;
 pub mod fs;
+mod opens;
 pub mod process;
 mod raw;
 pub mod serve;
+mod siblings;
 pub mod tree;
 pub mod wire;
 

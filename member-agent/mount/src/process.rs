@@ -15,6 +15,7 @@ use fluvial_model::manifest::Item;
 use fluvial_transfer::BlockStore;
 use fuser::{INodeNo, Notifier};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_seqpacket::UnixSeqpacket;
 
@@ -28,6 +29,8 @@ use crate::wire::{self, FromAgent, FromMount, NumberedVersion, Received};
 pub const ALONE: Duration = Duration::from_secs(60);
 /// How long the first connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How often closed files are let go of.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// Between attempts to connect.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -197,6 +200,8 @@ impl Process {
     ) -> Result<(), ProcessError> {
         let mut connection = Some(first);
         let mut alone_since = Instant::now();
+        let mut sweeping = JoinSet::new();
+        sweeping.spawn(sweep(self.probe.clone()));
         loop {
             if let Some(socket) = connection.take() {
                 self.announce(&socket).await;
@@ -298,6 +303,14 @@ impl Process {
             None => Ok(()),
             Some(source) => Err(ProcessError::Mount { directory: self.directory.display().to_string(), source }),
         }
+    }
+}
+
+/// Lets go of closed files now and then; ends with the set that it was spawned in.
+async fn sweep(probe: Probe) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        probe.sweep().await;
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use fluvial_engine::{Contents, Engine, EngineError, OpenFile};
 use fluvial_model::manifest::{RelativePath, Root};
+use futures::StreamExt as _;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -35,6 +36,9 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 /// Requests of one mount that are worked on at a time: more wait in the socket. Each holds at most one range of the
 /// engine, which bounds what all of them together have in memory.
 const REQUESTS: usize = 256;
+
+/// Small files that are fetched ahead at a time.
+const AHEAD_AT_ONCE: usize = 16;
 
 /// What is served to one mount process after the other, for as long as the mount is wanted.
 pub struct Slot {
@@ -305,6 +309,7 @@ impl Connection {
             FromMount::Read { request, handle, offset, length } => {
                 (request, self.read(request, handle, offset, length).await)
             }
+            FromMount::Ahead { root, paths } => return self.ahead(root, paths).await,
             _ => return,
         };
         if let Err(error) = answered {
@@ -343,6 +348,19 @@ impl Connection {
                 opened => return opened,
             }
         }
+    }
+
+    /// Fetches files before they are opened. What fails is met again by who opens it.
+    async fn ahead(&self, root: Root, paths: Vec<RelativePath>) {
+        let fetch = |path: RelativePath| async move {
+            let Ok(open) = self.engine.open(&self.slot.uid, root, &path).await else { return };
+            if let Contents::Filling(_, filling) = &open.contents
+                && let Err(error) = filling.fill(0, open.size).await
+            {
+                tracing::debug!(error = &error as &dyn std::error::Error, path = path.as_str(), "not fetched ahead");
+            }
+        };
+        futures::stream::iter(paths).for_each_concurrent(AHEAD_AT_ONCE, fetch).await;
     }
 
     fn open_file(&self, handle: u64) -> Result<Arc<OpenFile>, EngineError> {

@@ -102,6 +102,13 @@ pub enum FromMount {
         /// So many.
         length: u32,
     },
+    /// Files that will be opened soon: they are fetched, and nobody waits for it.
+    Ahead {
+        /// The version.
+        root: Root,
+        /// The files.
+        paths: Vec<RelativePath>,
+    },
     /// Closes a file.
     Close {
         /// The open file.

@@ -59,6 +59,13 @@ pub trait Place: Send + Sync + 'static {
     /// for may be said not to be there.
     async fn stat(&self, path: &RelativePath) -> Result<Found, TransferError>;
 
+    /// A whole file of about `size` bytes, with what [`Place::stat`] says of exactly the version that was read.
+    async fn fetch(&self, path: &RelativePath, size: u64) -> Result<(Found, Bytes), TransferError> {
+        let found = self.stat(path).await?;
+        let data = self.read(path, Some(&found.tag), 0, size).await?;
+        Ok((found, data))
+    }
+
     /// `length` bytes of a file from `offset`, fewer at its end. With a tag, exactly that version is read, otherwise
     /// [`TransferError::Changed`].
     async fn read(

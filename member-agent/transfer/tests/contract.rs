@@ -93,6 +93,10 @@ async fn holds(location: Location) {
     // One at a time, every entry is what the listing says.
     for found in all.values().filter(|found| found.entry != Entry::Directory) {
         assert_eq!(&place.stat(&found.path).await.unwrap(), found);
+        if let Entry::File(file) = &found.entry {
+            let (fetched, data) = place.fetch(&found.path, file.size).await.unwrap();
+            assert_eq!((&fetched, data.len() as u64), (found, file.size));
+        }
     }
     let missing = place.stat(&path("d/not there")).await;
     assert!(matches!(missing, Err(TransferError::NotFound { .. })), "{missing:?}");

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::index::{ListedFile, Missing};
 use super::partial::Partial;
-use super::{PARALLEL_FILES, Shared, blocking};
+use super::{PARALLEL_FILES, PART_BYTES, Shared, blocking};
 use crate::engine::{CacheRequest, EngineError, Loaded};
 
 /// Missing files that are looked up at a time: enough to keep all fetches busy, some 100 KiB of names.
@@ -48,6 +48,8 @@ pub(super) struct Origin {
     path: RelativePath,
     /// The version to read, if nothing else tells a good copy from a bad one.
     tag: Option<Tag>,
+    /// It is not known which version is at the source: that is looked at when the file is read, which is once.
+    unseen: bool,
 }
 
 impl Origin {
@@ -58,12 +60,16 @@ impl Origin {
         let (mount, below) =
             mounts.iter().find_map(|mount| Some((mount, path.strip_prefix(&mount.path)?))).ok_or_else(missing)?;
         let place = mount.place.clone();
-        let mut origin = Self { dataset: dataset.to_owned(), file, place, path: below, tag: None };
+        let mut origin = Self { dataset: dataset.to_owned(), file, place, path: below, tag: None, unseen: false };
         if origin.file.digest.is_some() {
             return Ok(origin);
         }
         let listed = match origin.file.listed.take() {
             Some(listed) => listed,
+            None if origin.file.bytes <= PART_BYTES => {
+                origin.unseen = true;
+                return Ok(origin);
+            }
             None => match origin.place.stat(&origin.path).await {
                 Ok(Found { entry: Entry::File(found), tag, .. }) => {
                     ListedFile { path: path.to_string(), bytes: found.size, mtime_ns: found.mtime_ns, tag: tag.0 }
@@ -72,18 +78,36 @@ impl Origin {
                 Err(error) => return Err(origin.of_source(error)),
             },
         };
-        if listed.bytes != origin.file.bytes {
-            return Err(origin.differs("it has another size"));
-        }
-        if listed.mtime_ns != origin.file.mtime_ns {
-            return Err(origin.differs("it has another modification time"));
-        }
+        origin.check(listed.bytes, listed.mtime_ns)?;
         origin.tag = Some(Tag(listed.tag));
         Ok(origin)
     }
 
+    /// Whether what is at the source is the version's file, as far as its size and time tell.
+    fn check(&self, bytes: u64, mtime_ns: i64) -> Result<(), EngineError> {
+        if bytes != self.file.bytes {
+            return Err(self.differs("it has another size"));
+        }
+        if mtime_ns != self.file.mtime_ns {
+            return Err(self.differs("it has another modification time"));
+        }
+        Ok(())
+    }
+
     pub(super) async fn read(&self, offset: u64, length: u64) -> Result<Bytes, EngineError> {
-        self.place.read(&self.path, self.tag.as_ref(), offset, length).await.map_err(|error| self.of_source(error))
+        if !self.unseen {
+            let read = self.place.read(&self.path, self.tag.as_ref(), offset, length).await;
+            return read.map_err(|error| self.of_source(error));
+        }
+        match self.place.fetch(&self.path, self.file.bytes).await {
+            Ok((Found { entry: Entry::File(found), .. }, data)) => {
+                self.check(found.size, found.mtime_ns)?;
+                let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
+                Ok(data.slice(at(offset)..at(offset.saturating_add(length))))
+            }
+            Ok(_) | Err(TransferError::NotFound { .. }) => Err(self.differs("it is gone")),
+            Err(error) => Err(self.of_source(error)),
+        }
     }
 
     fn of_source(&self, error: TransferError) -> EngineError {

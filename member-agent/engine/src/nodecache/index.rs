@@ -3,7 +3,8 @@
 //! A use says that a path is that object, and whether it is wanted before anybody reads it; an object is a fact. What is
 //! missing is what is wanted and is no object; what nobody wants beforehand may be given up for room. References are counted by
 //! counting uses, so no counter can go wrong. `synchronous=NORMAL`: a power cut may forget the last objects, whose files
-//! are then removed as strangers when the cache opens, and fetched again.
+//! are then removed as strangers when the cache opens, and fetched again. Files are synced many at a time: those that were
+//! not are noted, and verified anew when the cache opens.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,12 +19,12 @@ use crate::engine::{CacheRequest, EngineError};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The shape of the tables. A cache of another shape is begun anew: everything in it can be fetched again.
-const SHAPE: i64 = 2;
+const SHAPE: i64 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS objects(
   id TEXT PRIMARY KEY, tier TEXT NOT NULL, bytes INTEGER NOT NULL, digest TEXT NOT NULL,
-  opened INTEGER NOT NULL) WITHOUT ROWID;
+  opened INTEGER NOT NULL, synced INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS objects_by_opened ON objects(tier, opened);
 CREATE TABLE IF NOT EXISTS datasets(
   uid TEXT PRIMARY KEY, name TEXT NOT NULL, root TEXT NOT NULL, paths TEXT NOT NULL, pinned INTEGER NOT NULL,
@@ -79,8 +80,8 @@ pub(super) struct Openable {
     pub dataset: String,
     /// The version that is prepared.
     pub root: String,
-    /// The file, if the version has it, and the tier that holds it, if one does.
-    pub file: Option<(Missing, Option<String>)>,
+    /// The file, if the version has it, and the tier that holds it and when it was opened last, if one does.
+    pub file: Option<(Missing, Option<(String, i64)>)>,
 }
 
 /// Sums over one dataset.
@@ -161,8 +162,8 @@ impl Index {
     /// Records an object; false (and nothing recorded) if nobody uses it any more or it is there already.
     pub(super) fn add(&self, object: &Object, digest: &Digest, now: i64) -> Result<bool, EngineError> {
         let added = self.connection.execute(
-            "INSERT OR IGNORE INTO objects(id, tier, bytes, digest, opened)
-             SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS(SELECT 1 FROM uses WHERE object = ?1)",
+            "INSERT OR IGNORE INTO objects(id, tier, bytes, digest, opened, synced)
+             SELECT ?1, ?2, ?3, ?4, ?5, 0 WHERE EXISTS(SELECT 1 FROM uses WHERE object = ?1)",
             params![object.id, object.tier, stored(object.bytes), digest.to_string(), now],
         );
         added.map(|rows| rows == 1).map_err(failed("record object"))
@@ -181,14 +182,50 @@ impl Index {
             let file = self
                 .connection
                 .prepare_cached(
-                    "SELECT u.path, u.object, u.bytes, u.mtime, u.digest, NULL, NULL, NULL, NULL, o.tier
+                    "SELECT u.path, u.object, u.bytes, u.mtime, u.digest, NULL, NULL, NULL, NULL, o.tier, o.opened
                      FROM uses u LEFT JOIN objects o ON o.id = u.object WHERE u.uid = ?1 AND u.path = ?2",
                 )?
-                .query_row([uid, path], |row| Ok((missing_of(row)?, row.get(9)?)))
+                .query_row([uid, path], |row| {
+                    let tier: Option<String> = row.get(9)?;
+                    let held = match tier {
+                        Some(tier) => Some((tier, row.get(10)?)),
+                        None => None,
+                    };
+                    Ok((missing_of(row)?, held))
+                })
                 .optional()?;
             Ok(Some(Openable { dataset, root, file }))
         };
         read().map_err(failed("look up file"))
+    }
+
+    /// Objects whose files may not be on the disk yet, with their digests.
+    pub(super) fn unsynced(&self) -> Result<Vec<(Object, Digest)>, EngineError> {
+        let read = || {
+            let mut statement =
+                self.connection.prepare("SELECT id, tier, bytes, digest FROM objects WHERE NOT synced")?;
+            let rows = statement.query_map([], |row| Ok((object_of(row)?, row.get::<_, String>(3)?)))?;
+            rows.collect::<Result<Vec<_>, _>>()
+        };
+        let rows = read().map_err(failed("list objects that are not synced"))?;
+        // A digest that cannot be read matches nothing.
+        let digest = |text: String| text.parse().unwrap_or_else(|_| Digest::of(text.as_bytes()));
+        Ok(rows.into_iter().map(|(object, text)| (object, digest(text))).collect())
+    }
+
+    /// Notes that files are on the disk.
+    pub(super) fn synced(&mut self, ids: &[String]) -> Result<(), EngineError> {
+        let mut note = || {
+            let transaction = self.connection.transaction()?;
+            {
+                let mut statement = transaction.prepare_cached("UPDATE objects SET synced = 1 WHERE id = ?1")?;
+                for id in ids {
+                    statement.execute([id])?;
+                }
+            }
+            transaction.commit()
+        };
+        note().map_err(failed("note what is synced"))
     }
 
     /// Notes that an object was opened.

@@ -8,7 +8,8 @@ use fluvial_model::manifest::{RelativePath, Root};
 
 use super::Shared;
 use super::blocking;
-use super::fill::{Begun, Mounted, Origin, begin, with_index};
+use super::fill::{Begun, Mounted, Origin, begin};
+use super::index::Missing;
 use super::partial::Filler;
 use crate::engine::{Contents, EngineError, OpenFile, Through};
 
@@ -18,25 +19,24 @@ pub(super) async fn open(
     root: Root,
     path: &RelativePath,
 ) -> Result<OpenFile, EngineError> {
-    let openable = with_index(shared, "open", {
-        let (uid, path) = (uid.to_owned(), path.to_string());
-        move |inner| inner.index.openable(&uid, &path)
+    // Most opens are of complete files: one visit to a blocking thread is all that they take.
+    let looked = blocking("open", {
+        let (shared, uid, path) = (shared.clone(), uid.to_owned(), path.to_string());
+        move || look(&shared, &uid, root, &path)
     })
     .await?;
-    let Some(openable) = openable else { return Err(EngineError::NotPrepared { dataset: uid.to_owned() }) };
-    if openable.root != root.to_string() {
-        return Err(EngineError::Superseded { root, path: path.to_string() });
-    }
-    let Some((file, tier)) = openable.file else {
-        return Err(EngineError::NotFound { root, path: path.to_string() });
+    let (dataset, file) = match looked {
+        Looked::Open(open) => return Ok(open),
+        Looked::Missing(dataset, file) => (dataset, file),
     };
-    let (size, object) = (file.bytes, file.object.clone());
-    if let Some(tier) = tier {
-        return complete(shared, size, object, tier).await;
-    }
+    let size = file.bytes;
     let mounts: Arc<Vec<Mounted>> = shared.mounts_of(uid)?;
-    match begin(shared, &openable.dataset, file, &mounts).await? {
-        Begun::Complete(tier) => complete(shared, size, object, tier).await,
+    let object = file.object.clone();
+    match begin(shared, &dataset, *file, &mounts).await? {
+        Begun::Complete(tier) => {
+            let shared = shared.clone();
+            blocking("open", move || complete(&shared, size, &object, &(tier, 0))).await
+        }
         Begun::Partial(partial) => {
             if size == 0 {
                 // Nobody ever reads of it.
@@ -53,13 +53,28 @@ pub(super) async fn open(
     }
 }
 
-async fn complete(shared: &Arc<Shared>, size: u64, object: String, tier: String) -> Result<OpenFile, EngineError> {
-    let shared = shared.clone();
-    blocking("open", move || {
-        let (file, lease) = shared.store.open_object(&object, &tier)?;
-        Ok(OpenFile { size, contents: Contents::Complete(Arc::new(file)), lease: Some(Arc::new(lease)) })
-    })
-    .await
+/// What a look at the index tells.
+enum Looked {
+    Open(OpenFile),
+    Missing(String, Box<Missing>),
+}
+
+fn look(shared: &Shared, uid: &str, root: Root, path: &str) -> Result<Looked, EngineError> {
+    let openable = shared.store.lock().index.openable(uid, path)?;
+    let Some(openable) = openable else { return Err(EngineError::NotPrepared { dataset: uid.to_owned() }) };
+    if openable.root != root.to_string() {
+        return Err(EngineError::Superseded { root, path: path.to_owned() });
+    }
+    match openable.file {
+        None => Err(EngineError::NotFound { root, path: path.to_owned() }),
+        Some((file, None)) => Ok(Looked::Missing(openable.dataset, Box::new(file))),
+        Some((file, Some(held))) => complete(shared, file.bytes, &file.object, &held).map(Looked::Open),
+    }
+}
+
+fn complete(shared: &Shared, size: u64, object: &str, held: &(String, i64)) -> Result<OpenFile, EngineError> {
+    let (file, lease) = shared.store.open_object(object, held)?;
+    Ok(OpenFile { size, contents: Contents::Complete(Arc::new(file)), lease: Some(Arc::new(lease)) })
 }
 
 /// A file that has no room in the cache.

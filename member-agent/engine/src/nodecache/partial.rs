@@ -235,7 +235,7 @@ impl Partial {
         if finished?.is_some() { Ok(()) } else { Err(self.origin.mismatch()) }
     }
 
-    /// The digest of what was fetched, synced; `None` if it is another one than the version's.
+    /// The digest of what was fetched; `None` if it is another one than the version's.
     fn verify(&self, whole: Option<Bytes>) -> Result<Option<Digest>, EngineError> {
         let failed = |source| EngineError::Io { op: "verify cached file", file: self.origin.file.path.clone(), source };
         let digest = match whole {
@@ -245,13 +245,12 @@ impl Partial {
         if self.origin.file.digest.is_some_and(|expected| expected != digest) {
             return Ok(None);
         }
-        self.file.sync_all().map_err(failed)?;
         Ok(Some(digest))
     }
 }
 
 /// BLAKE3 of what is in the file now.
-fn digest_of(file: &File, bytes: u64) -> std::io::Result<Digest> {
+pub(super) fn digest_of(file: &File, bytes: u64) -> std::io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
     let mut offset = 0;

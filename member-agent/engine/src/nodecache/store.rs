@@ -10,13 +10,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use fluvial_model::kinds::MediumUsage;
 use fluvial_model::manifest::Digest;
 
 use super::Tier;
 use super::index::{Index, Object};
+use super::partial::digest_of;
 use crate::engine::EngineError;
 
 /// Directory of complete files in a tier.
@@ -24,6 +25,12 @@ const OBJECTS: &str = "objects";
 /// Directory of unfinished files in a tier; on the same file system, so that a rename is enough.
 const UNFINISHED: &str = "unfinished";
 
+/// Seconds to within which it is noted when a file was opened.
+const OPENED_GRAIN: i64 = 30;
+/// Files that are synced together.
+const SYNCED_AT_ONCE: usize = 512;
+/// Files are not left unsynced for longer, as long as others come.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// A sweep leaves this part of the tier's quota free.
 const SLACK_DIVISOR: u64 = 20;
 /// Objects that one sweep looks at; some 200 bytes each.
@@ -44,6 +51,9 @@ pub(super) struct Inner {
     used: Vec<u64>,
     /// Bytes promised to files that are being fetched, by tier.
     promised: Vec<u64>,
+    /// Objects whose files may not be on the disk yet.
+    unsynced: Vec<String>,
+    synced_at: Instant,
     /// Datasets of which something did not fit, and how much, in words.
     pub partial: HashMap<String, String>,
 }
@@ -84,6 +94,8 @@ impl Store {
             fs::create_dir_all(dir).map_err(failed("make directory", dir))?;
         }
         let index = Index::open(index)?;
+        let mut index = index;
+        verify_unsynced(&mut index, &tiers)?;
         let mut used = vec![0; tiers.len()];
         let mut known: Vec<HashSet<String>> = vec![HashSet::new(); tiers.len()];
         for object in index.objects()? {
@@ -112,7 +124,15 @@ impl Store {
             }
             remove_strangers(&tier.dir.join(OBJECTS), known)?;
         }
-        let inner = Inner { index, open: HashMap::new(), promised: vec![0; used.len()], used, partial: HashMap::new() };
+        let inner = Inner {
+            index,
+            open: HashMap::new(),
+            promised: vec![0; used.len()],
+            used,
+            unsynced: Vec::new(),
+            synced_at: Instant::now(),
+            partial: HashMap::new(),
+        };
         Ok(Arc::new(Self { tiers, inner: Mutex::new(inner), names: AtomicU64::new(0) }))
     }
 
@@ -173,14 +193,21 @@ impl Store {
     }
 
     /// Opens the file of an object; while the lease lives, it is not given up.
-    pub(super) fn open_object(self: &Arc<Self>, id: &str, tier: &str) -> Result<(fs::File, Lease), EngineError> {
+    pub(super) fn open_object(
+        self: &Arc<Self>,
+        id: &str,
+        (tier, opened): &(String, i64),
+    ) -> Result<(fs::File, Lease), EngineError> {
         let mut inner = self.lock();
-        let Some(tier) = self.tiers.iter().find(|known| key(known) == tier) else {
+        let Some(tier) = self.tiers.iter().find(|known| key(known) == *tier) else {
             return Err(failed("open", Path::new(tier))(io::ErrorKind::NotFound.into()));
         };
         let file = place(tier, id);
         let file = fs::File::open(&file).map_err(failed("open", &file))?;
-        inner.index.opened(id, now())?;
+        let now = now();
+        if now - opened > OPENED_GRAIN {
+            inner.index.opened(id, now)?;
+        }
         *inner.open.entry(id.to_owned()).or_default() += 1;
         Ok((file, Lease { store: self.clone(), id: id.to_owned() }))
     }
@@ -203,6 +230,23 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Syncs the files that came since the last time, if they are many or that was long ago. What a power cut takes before
+    /// is found out when the cache opens.
+    pub(super) fn sync(&self, now: bool) -> Result<(), EngineError> {
+        let ids = {
+            let mut inner = self.lock();
+            let due = inner.unsynced.len() >= SYNCED_AT_ONCE || inner.synced_at.elapsed() >= SYNC_EVERY;
+            if inner.unsynced.is_empty() || !(due || now) {
+                return Ok(());
+            }
+            inner.synced_at = Instant::now();
+            std::mem::take(&mut inner.unsynced)
+        };
+        // Others go on meanwhile.
+        sync_tiers(&self.tiers)?;
+        self.lock().index.synced(&ids)
     }
 
     /// Use of the media by all datasets together.
@@ -238,7 +282,7 @@ impl Room {
         &self.file
     }
 
-    /// Makes the finished, synced file the object `id`. Nothing happens if the object is there or nobody wants it now.
+    /// Makes the finished file the object `id`. Nothing happens if the object is there or nobody wants it now.
     pub(super) fn keep(&self, id: &str, digest: &Digest) -> Result<(), EngineError> {
         let tier = &self.store.tiers[self.tier];
         let mut inner = self.store.lock();
@@ -249,17 +293,18 @@ impl Room {
         let directory = file.parent().unwrap_or(&tier.dir);
         let write = || {
             fs::create_dir_all(directory)?;
-            fs::rename(&self.file, &file)?;
-            fs::File::open(directory)?.sync_all()
+            fs::rename(&self.file, &file)
         };
         write().map_err(failed("keep", &file))?;
         let object = Object { id: id.to_owned(), tier: key(tier), bytes: self.bytes };
         if inner.index.add(&object, digest, now())? {
             inner.used[self.tier] += self.bytes;
+            inner.unsynced.push(object.id);
         } else {
             fs::remove_file(&file).map_err(failed("remove", &file))?;
         }
-        Ok(())
+        drop(inner);
+        self.store.sync(false)
     }
 }
 
@@ -291,6 +336,35 @@ impl Drop for Room {
 /// The file of an object: two hex digits of fan-out.
 fn place(tier: &Tier, id: &str) -> PathBuf {
     tier.dir.join(OBJECTS).join(id.get(..2).unwrap_or("00")).join(id)
+}
+
+/// Looks at files that may not have been on the disk when the machine went down, and forgets those that are not right.
+fn verify_unsynced(index: &mut Index, tiers: &[Tier]) -> Result<(), EngineError> {
+    let mut right = Vec::new();
+    for (object, digest) in index.unsynced()? {
+        let file = tiers.iter().find(|tier| key(tier) == object.tier).map(|tier| place(tier, &object.id));
+        let found = file.and_then(|file| fs::File::open(file).ok()).and_then(|file| {
+            let long = file.metadata().is_ok_and(|found| found.len() == object.bytes);
+            long.then(|| digest_of(&file, object.bytes).ok()).flatten()
+        });
+        if found == Some(digest) {
+            right.push(object.id);
+        } else {
+            tracing::warn!(object = object.id, "cached file did not reach the disk; it will be fetched again");
+            index.forget(&object.id)?;
+        }
+    }
+    sync_tiers(tiers)?;
+    index.synced(&right)
+}
+
+/// Brings everything that was written to the tiers onto their disks.
+fn sync_tiers(tiers: &[Tier]) -> Result<(), EngineError> {
+    for tier in tiers {
+        let sync = || nix::unistd::syncfs(fs::File::open(&tier.dir)?).map_err(io::Error::from);
+        sync().map_err(failed("sync", &tier.dir))?;
+    }
+    Ok(())
 }
 
 fn remove_strangers(objects: &Path, known: &HashSet<String>) -> Result<(), EngineError> {

@@ -95,3 +95,24 @@ async fn a_dropped_load_leaves_no_promise_and_no_file() {
     // Had one of the three kept its promise of room, this would not fit.
     assert_eq!(engine.load(&request).await.unwrap(), Loaded::Complete);
 }
+
+#[tokio::test]
+async fn a_file_that_did_not_reach_the_disk_is_found_out_by_its_digest() {
+    let bed = Bed::new(open);
+    bed.write("a", b"12345", 1);
+    bed.write("b", b"67890", 1);
+    let request = bed.request("set", bed.version(&["a", "b"], false));
+    let engine = bed.engine(1000);
+    engine.prepare(&request).await.unwrap();
+    engine.load(&request).await.unwrap();
+    // No end in order: as the machine leaves it when its power goes.
+    drop(engine);
+    let kept = files_below(&bed.engine_directory().join("SSD/objects"));
+    fs::write(&kept[0], [0; 5]).unwrap();
+
+    let engine = bed.engine(1000);
+    let report = engine.status("uid-set").await.unwrap().unwrap();
+    assert_eq!((report.cached_files, report.cached_bytes), (1, 5));
+    assert_eq!(engine.load(&request).await.unwrap(), Loaded::Complete);
+    assert_ne!(fs::read(&kept[0]).unwrap(), [0; 5]);
+}

@@ -241,6 +241,16 @@ impl Place for S3Place {
         Ok(Found { entry: Entry::File(file_of(&head, size)), path: path.clone(), tag: tag_of(&head, size) })
     }
 
+    async fn fetch(&self, path: &RelativePath, size: u64) -> Result<(Found, Bytes), TransferError> {
+        let (reply, body) = self.client.get_whole(&self.key(path), path.as_str(), size).await?;
+        if reply.header(KIND) == Some("symlink") {
+            return Ok((self.stat(path).await?, body));
+        }
+        let size = body.len() as u64;
+        let entry = Entry::File(file_of(&reply, size));
+        Ok((Found { entry, path: path.clone(), tag: tag_of(&reply, size) }, body))
+    }
+
     async fn read(
         &self,
         path: &RelativePath,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use reqwest::{Method, StatusCode, header};
 use rusty_s3::actions::list_objects_v2::ListObjectsV2Response;
 use rusty_s3::actions::{CompleteMultipartUploadResponse, CreateMultipartUpload, ListObjectsV2, S3Action};
@@ -36,6 +36,9 @@ pub(super) struct Client {
     endpoint: String,
     place: String,
 }
+
+/// Room that is made for a body before it comes: a server may announce anything.
+const MOST_RESERVED: usize = 64 << 20;
 
 /// An answer that was a success.
 pub(super) struct Reply {
@@ -153,7 +156,14 @@ impl Client {
         };
         let response = builder.send().await.map_err(broken)?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = response.bytes().await.map_err(broken)?;
+        // Into one buffer as it comes: gathered first, it would be in memory twice.
+        let expected = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+        let mut response = response;
+        let mut body = BytesMut::with_capacity(expected.min(MOST_RESERVED));
+        while let Some(frame) = response.chunk().await.map_err(broken)? {
+            body.extend_from_slice(&frame);
+        }
+        let body = body.freeze();
         if status.is_success() {
             return Ok(Reply { headers, body });
         }
@@ -241,6 +251,16 @@ impl Client {
             limit: REQUEST_LIMIT,
         };
         self.send(request, || self.bucket.head_object(self.credentials(), key).sign(SIGNATURE_LIFE)).await
+    }
+
+    /// A whole object of at most `most` bytes, with what a look at it would tell.
+    pub(super) async fn get_whole(&self, key: &str, path: &str, most: u64) -> Result<(Reply, Bytes), TransferError> {
+        let (headers, body) = (Vec::new(), Bytes::new());
+        let request = Request { op: "read", path, method: Method::GET, headers, body, limit: body_limit(most) };
+        let sign = || self.bucket.get_object(self.credentials(), key).sign(SIGNATURE_LIFE);
+        let reply = self.send(request, sign).await?;
+        let body = reply.body.clone();
+        Ok((reply, body))
     }
 
     /// A range of an object; with an ETag, of exactly that version.
