@@ -17,6 +17,8 @@ mod hub;
 mod hubs;
 mod load;
 mod measured;
+mod mount;
+mod mounted;
 mod outage;
 mod programs;
 mod rclone;
@@ -52,6 +54,8 @@ enum Area {
     Hub,
     /// Verified copies of trees between paths and S3 against rclone.
     Transfer,
+    /// Datasets of S3 as directories, warm against the disk itself, cold against rclone mount, s3fs and JuiceFS.
+    Mount,
     /// One copy, in a process of its own so that its memory and its time on the processors can be seen.
     #[command(hide = true)]
     CopyOnce(copy_once::Arguments),
@@ -65,6 +69,7 @@ async fn main() -> Result<()> {
         match area {
             Area::Hub => hub::run(size, &mut report).await,
             Area::Transfer => transfer::run(size, &mut report).await,
+            Area::Mount => mount::run(size, &mut report).await,
             Area::CopyOnce(arguments) => return copy_once::run(arguments).await,
         }?;
         eprint!("{}", report.table());
