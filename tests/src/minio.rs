@@ -59,6 +59,21 @@ impl Minio {
         unreachable!("the last attempt returns or panics")
     }
 
+    /// Stops the server in its tracks: connections stay, answers do not come.
+    pub fn hang(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "MinIO runs");
+    }
+
     /// The folder that holds the server's data: one folder per bucket.
     pub fn dir(&self) -> PathBuf {
         self.dir.path().join(DATA_FOLDER)

@@ -295,6 +295,72 @@ fn readers_wait_for_an_agent_that_was_killed_and_its_successor_finds_the_mount()
 }
 
 #[test]
+fn readers_wait_for_a_source_that_hangs() {
+    let minio = Minio::start();
+    minio.create_bucket("data");
+    let contents = Arc::new(tree::bytes(8, 60 << 20));
+    minio.put_object("data", "large", &contents);
+    let up = Up::start(1, &["a"]);
+    up.api.s3_dataset("set", "data", &minio);
+    let mount = Mounted::new(&up.api, "set", up.folder().join("mount"));
+    let file = mount.directory.join("large");
+    let mut begin = vec![0; 4096];
+    File::open(&file).unwrap().read_exact_at(&mut begin, 0).unwrap();
+    assert!(begin == contents[..4096]);
+    minio.hang();
+    let reader = std::thread::spawn(move || fs::read(file));
+    wait_for(DEADLINE, "the reader to be stuck in a read", || {
+        // What was fetched ahead is read; then it waits, and does not fail.
+        assert!(!reader.is_finished(), "it should wait");
+        let waits = fs::read_dir("/proc/self/task").unwrap().flatten().any(|task| {
+            let state = fs::read_to_string(task.path().join("stack")).unwrap_or_default();
+            state.contains("fuse") || state.contains("folio_wait")
+        });
+        if waits { Ok(()) } else { Err("it does not wait") }
+    });
+    minio.go_on();
+    assert!(reader.join().unwrap().unwrap() == *contents);
+    up.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+#[test]
+fn a_new_version_appears_as_a_whole_and_who_has_a_file_open_keeps_his() {
+    let up = Up::start(1, &["a"]);
+    let api = &up.api;
+    let source = up.folder().join("source");
+    fs::create_dir_all(source.join("dir")).unwrap();
+    for (name, text) in [("changed", "old"), ("dir/dropped", "gone soon"), ("dir/kept", "the same")] {
+        fs::write(source.join(name), text).unwrap();
+    }
+    api.path_dataset("set", &source);
+    let mount = Mounted::new(api, "set", up.folder().join("mount"));
+    assert_eq!(tree::difference(&source, &mount.directory), "");
+    let mut open = File::open(mount.directory.join("changed")).unwrap();
+    let kept = mount.directory.join("dir/kept").metadata().unwrap();
+
+    fs::remove_file(source.join("dir/dropped")).unwrap();
+    fs::write(source.join("changed"), "new and longer").unwrap();
+    fs::write(source.join("dir/new"), "was not there").unwrap();
+    // A changed spec has the sources listed again.
+    let uri = format!("file://{}", source.display());
+    let patch = format!(r#"{{"spec":{{"mounts":[{{"mountPoint":"{uri}","name":"again","path":"/"}}]}}}}"#);
+    api.kubectl(&["patch", "dataset", "set", "--type", "merge", "-p", &patch]).unwrap();
+
+    wait_for(DEADLINE, "the new version", || {
+        let found = tree::difference(&source, &mount.directory);
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    });
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "old");
+    assert_eq!(kept.len(), mount.directory.join("dir/kept").metadata().unwrap().len());
+    let now = stands(api, "the new root", |status| status["phase"] == "Mounted");
+    assert_eq!(now["root"], api.get("dataset", "set").unwrap()["status"]["root"]);
+    drop(open);
+    api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+#[test]
 fn a_mount_whose_process_and_agent_both_died_comes_back_at_its_place() {
     let mut federation = Federation::start(1, &["m"]);
     let source = federation.folder().join("source");
