@@ -107,6 +107,7 @@ fn main() -> ExitCode {
         eprintln!("error: a TLS provider was installed before ours");
         return ExitCode::FAILURE;
     }
+    raise_open_files();
     let outcome = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
             let Arguments { kubeconfig, command } = arguments;
@@ -142,6 +143,16 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Caches and mounts have many files open: what the system allows is used. What it does not is not.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        eprintln!("warning: the limit of open files stays as it is: {error}");
     }
 }
 

@@ -23,6 +23,7 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
     ReplyStatfs, ReplyXattr, Request,
 };
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::runtime::Handle;
 
 use crate::files::{Contents, Files, Opened, ReadAt, read_file};
@@ -265,11 +266,13 @@ impl DatasetFs {
     /// A file system over these versions, whose files belong to `owner` (user and group).
     #[must_use]
     pub fn new(versions: Arc<Versions>, files: Arc<dyn Files>, runtime: Handle, owner: (u32, u32)) -> Self {
+        // A limit that cannot be read is taken for the smallest that systems have.
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         let shared = Shared {
             versions,
             files,
             mode: Mutex::new(Mode::Passthrough),
-            opens: Mutex::default(),
+            opens: Mutex::new(Opens::new(descriptors)),
             siblings: Mutex::default(),
             handles: RwLock::default(),
             // Handles that a process before this one gave out are never given again.

@@ -13,8 +13,10 @@ use crate::files::{Contents, Opened};
 
 /// How long a closed file is kept.
 const IDLE: Duration = Duration::from_secs(30);
-/// Most closed files that are kept: three descriptors each, in this process, the agent and the kernel's table.
+/// Most closed files that are kept, one descriptor each.
 const IDLE_MOST: usize = 4096;
+/// And no more than this part of the descriptors that the process may have.
+const IDLE_DIVISOR: usize = 4;
 
 /// A file registered with the kernel, and the kernel's number of it.
 pub(crate) type Backing = (Arc<BackingId>, u32);
@@ -42,16 +44,23 @@ pub(crate) struct InodeOpens {
 }
 
 /// The inodes.
-#[derive(Default)]
 pub(crate) struct Opens {
     inodes: HashMap<u64, InodeOpens>,
     /// Closed and kept, the oldest first: inode, number of the closing, when. Entries of inodes that were opened again
     /// are stale, and dropped when they come up.
     idle: VecDeque<(u64, u64, Instant)>,
     closings: u64,
+    /// Most that are kept.
+    most: usize,
 }
 
 impl Opens {
+    /// Nothing is open; the process may have so many descriptors.
+    pub(crate) fn new(descriptors: u64) -> Self {
+        let share = usize::try_from(descriptors).unwrap_or(usize::MAX) / IDLE_DIVISOR;
+        Self { inodes: HashMap::new(), idle: VecDeque::new(), closings: 0, most: IDLE_MOST.min(share) }
+    }
+
     /// An inode, new if it is not open.
     pub(crate) fn inode(&mut self, inode: u64) -> &mut InodeOpens {
         self.inodes.entry(inode).or_default()
@@ -96,7 +105,7 @@ impl Opens {
         let mut gone = Vec::new();
         while let Some((inode, closing, since)) = self.idle.front().copied() {
             let stale = self.inodes.get(&inode).is_none_or(|opens| opens.closed != closing || opens.is_open());
-            if !stale && self.idle.len() <= IDLE_MOST && now.duration_since(since) < IDLE {
+            if !stale && self.idle.len() <= self.most && now.duration_since(since) < IDLE {
                 break;
             }
             self.idle.pop_front();
@@ -131,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_closed_file_is_kept_for_a_while_and_not_while_it_is_open_again() {
-        let (mut opens, file, start) = (Opens::default(), opened(), Instant::now());
+        let (mut opens, file, start) = (Opens::new(u64::MAX), opened(), Instant::now());
         opens.inode(7).passthrough = 1;
         assert!(opens.close(7, &file, true, start).is_empty() && opens.knows(7));
         opens.inode(7).passthrough = 1;
@@ -143,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_file_that_was_not_complete_is_let_go_at_once_and_an_inherited_one_never() {
-        let (mut opens, file, now) = (Opens::default(), opened(), Instant::now());
+        let (mut opens, file, now) = (Opens::new(u64::MAX), opened(), Instant::now());
         opens.inode(1).daemon = 1;
         assert_eq!(opens.close(1, &file, false, now), [1]);
         let inode = opens.inode(2);
@@ -153,9 +162,10 @@ mod tests {
 
     #[test]
     fn no_more_are_kept_than_fit() {
-        let (mut opens, file, now) = (Opens::default(), opened(), Instant::now());
+        let (file, now) = (opened(), Instant::now());
         let mut gone = Vec::new();
-        for inode in 0..IDLE_MOST as u64 + 10 {
+        let mut opens = Opens::new(400);
+        for inode in 0..110 {
             opens.inode(inode).passthrough = 1;
             gone.extend(opens.close(inode, &file, true, now));
         }

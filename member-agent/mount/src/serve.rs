@@ -4,6 +4,7 @@
 //! instead of failing. Files that a mount process has open are open in the engine for as long, and no longer than, its
 //! connection.
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
@@ -144,12 +145,19 @@ impl Slot {
     }
 }
 
+/// What a mount process has open.
+struct Held {
+    /// Where its contents come from; nothing if they are complete: the process has the file itself then.
+    contents: Option<Contents>,
+    _lease: Option<Arc<dyn Any + Send + Sync>>,
+}
+
 /// One connection.
 struct Connection {
     slot: Arc<Slot>,
     engine: Arc<dyn Engine>,
     socket: Arc<UnixSeqpacket>,
-    files: Mutex<HashMap<u64, Arc<OpenFile>>>,
+    files: Mutex<HashMap<u64, Arc<Held>>>,
     handles: AtomicU64,
     turns: Semaphore,
 }
@@ -263,7 +271,7 @@ impl Connection {
         }
     }
 
-    fn files(&self) -> MutexGuard<'_, HashMap<u64, Arc<OpenFile>>> {
+    fn files(&self) -> MutexGuard<'_, HashMap<u64, Arc<Held>>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -328,7 +336,8 @@ impl Connection {
             Contents::Through(_) => (OpenedAs::Through, None),
         };
         let handle = self.handles.fetch_add(1, Ordering::Relaxed);
-        self.files().insert(handle, Arc::new(open));
+        let contents = (opened != OpenedAs::Complete).then_some(open.contents);
+        self.files().insert(handle, Arc::new(Held { contents, _lease: open.lease }));
         self.answer(FromAgent::Opened { request, handle, opened }, file.as_deref()).await
     }
 
@@ -363,26 +372,26 @@ impl Connection {
         futures::stream::iter(paths).for_each_concurrent(AHEAD_AT_ONCE, fetch).await;
     }
 
-    fn open_file(&self, handle: u64) -> Result<Arc<OpenFile>, EngineError> {
+    fn open_file(&self, handle: u64) -> Result<Arc<Held>, EngineError> {
         self.files().get(&handle).cloned().ok_or_else(|| local("look up handle", nix::libc::EBADF))
     }
 
     async fn fill(&self, request: u64, handle: u64, offset: u64, length: u64) -> Result<(), EngineError> {
         let open = self.open_file(handle)?;
         let complete = match &open.contents {
-            Contents::Complete(_) => true,
-            Contents::Filling(_, filling) => {
+            None | Some(Contents::Complete(_)) => true,
+            Some(Contents::Filling(_, filling)) => {
                 patiently(|| filling.fill(offset, length)).await?;
                 filling.is_complete()
             }
-            Contents::Through(_) => return Err(local("fill", nix::libc::EINVAL)),
+            Some(Contents::Through(_)) => return Err(local("fill", nix::libc::EINVAL)),
         };
         self.answer(FromAgent::Filled { request, complete }, None).await
     }
 
     async fn read(&self, request: u64, handle: u64, offset: u64, length: u32) -> Result<(), EngineError> {
         let open = self.open_file(handle)?;
-        let Contents::Through(through) = &open.contents else { return Err(local("read", nix::libc::EINVAL)) };
+        let Some(Contents::Through(through)) = &open.contents else { return Err(local("read", nix::libc::EINVAL)) };
         let length = u64::from(length.min(MOST_READ));
         let data = patiently(|| through.read(offset, length)).await?;
         let io = |source| EngineError::Io { op: "pass on", file: "contents".to_owned(), source };
