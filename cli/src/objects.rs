@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use fluvial_model::resource::{KindInfo, Resource, Scope};
 use kube::Client;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::client::{self, JSON};
@@ -33,6 +34,16 @@ pub(crate) async fn get<R: Resource>(client: &Client, namespace: &str, name: &st
         Err(failure) if failure.is_not_found() => Ok(None),
         Err(failure) => Err(failure.into()),
     }
+}
+
+/// Every object of a kind in a namespace.
+///
+/// # Errors
+/// With what the hub says.
+pub(crate) async fn list<R: Resource>(client: &Client, namespace: &str) -> Result<Vec<R>> {
+    let all = client::get(client, &path(&R::INFO, namespace, None), JSON).await?;
+    let items = all.get("items").and_then(Value::as_array).into_iter().flatten();
+    items.map(R::from_value).collect::<Result<_, _>>().with_context(|| format!("reading the {}", R::INFO.plural))
 }
 
 /// Looks at an object until `judge` gives something, at most for `limit`.

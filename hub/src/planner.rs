@@ -18,6 +18,7 @@ mod storage;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fluvial_model::causes::chain;
 use fluvial_raft::{Consistency, StoreError};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -74,18 +75,6 @@ pub async fn run(context: PlannerContext, cancel: CancellationToken) {
 async fn lost(mut leadership: tokio::sync::watch::Receiver<fluvial_raft::Leadership>, term: u64) {
     // A closed channel means that the store is gone, and the lead with it.
     let _ = leadership.wait_for(|l| !l.is_self || l.term != term).await;
-}
-
-/// An error with its causes, for the log.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Mirrors the store and reconciles, until the store fails.

@@ -7,6 +7,7 @@
 //! Deliberately absent: I/O of any kind, clocks, randomness, logging. Time and ids are arguments.
 
 pub mod catalog;
+pub mod causes;
 pub mod desired;
 pub mod field;
 pub mod kinds;

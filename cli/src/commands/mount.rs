@@ -12,7 +12,6 @@ use fluvial_model::resource::Resource as _;
 use fluvial_mount::device::{FS_TYPE, mounted_at};
 use http::Method;
 use kube::Client;
-use serde_json::Value;
 use tokio::time::Instant;
 
 use super::until_told_to_stop;
@@ -122,10 +121,8 @@ pub(crate) async fn unmount(kubeconfig: Option<PathBuf>, arguments: Unmount) -> 
     let namespace = in_path("namespace", arguments.namespace.of(&client))?.to_owned();
     let directory = std::path::absolute(&arguments.what).context("reading the directory")?;
     let here = local_clusters(&client).await?;
-    let all = client::get(&client, &objects::path(&DatasetMount::INFO, &namespace, None), JSON).await?;
     let mut found = None;
-    for item in all.get("items").and_then(Value::as_array).into_iter().flatten() {
-        let mount = DatasetMount::from_value(item).context("reading the mounts")?;
+    for mount in objects::list::<DatasetMount>(&client, &namespace).await? {
         let local = here.iter().any(|cluster| cluster.metadata.name == mount.spec.cluster);
         let named = mount.metadata.name == arguments.what;
         if named || (local && Path::new(&mount.spec.directory) == directory) {
@@ -157,15 +154,11 @@ fn name_of(spec: &DatasetMountSpec) -> String {
 /// Clusters whose agents see the same mounts as this process.
 async fn local_clusters(client: &Client) -> Result<Vec<Cluster>> {
     let machine = platform::host::machine();
-    let all = client::get(client, &objects::path(&Cluster::INFO, "", None), JSON).await?;
-    let mut here = Vec::new();
-    for item in all.get("items").and_then(Value::as_array).into_iter().flatten() {
-        let cluster = Cluster::from_value(item).context("reading the clusters")?;
+    let mut here = objects::list::<Cluster>(client, "").await?;
+    here.retain(|cluster| {
         let same = cluster.status.as_ref().is_some_and(|status| !machine.is_empty() && status.machine == machine);
-        if same && cluster.state() == ClusterState::Ready {
-            here.push(cluster);
-        }
-    }
+        same && cluster.state() == ClusterState::Ready
+    });
     Ok(here)
 }
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use fluvial_model::kinds::{CacheLocation, ClusterChoice, DatasetChoice, Placement, PlacementSpec, PlacementStatus};
+use fluvial_model::kinds::{
+    CacheLocation, ClusterChoice, Dataset, DatasetChoice, Placement, PlacementSpec, PlacementStatus,
+};
 use fluvial_model::resource::Resource as _;
 use fluvial_model::selector::LabelSelector;
 use http::Method;
 use kube::Client;
-use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::args::{Namespace, duration};
@@ -163,9 +164,7 @@ async fn look(
         let what = if status.datasets == 0 { "no dataset is chosen" } else { "no cluster is chosen" };
         return Ok(Err([vec![what.to_owned()], reasons].concat().join("; ")));
     }
-    let all = client::get(client, &objects::path(&CacheLocation::INFO, namespace, None), JSON).await?;
-    let all = all.get("items").and_then(Value::as_array).into_iter().flatten();
-    let all = all.map(CacheLocation::from_value).collect::<Result<Vec<_>, _>>().context("reading the caches")?;
+    let all = objects::list::<CacheLocation>(client, namespace).await?;
     let chosen = chosen(client, namespace, &placement.spec.datasets).await?;
     let mut wanted: BTreeMap<(String, String), Option<CacheLocation>> = BTreeMap::new();
     for dataset in &chosen {
@@ -193,14 +192,7 @@ async fn look(
 
 /// The names of the datasets that are chosen.
 async fn chosen(client: &Client, namespace: &str, choice: &DatasetChoice) -> Result<Vec<String>> {
-    use fluvial_model::kinds::Dataset;
-    let all = client::get(client, &objects::path(&Dataset::INFO, namespace, None), JSON).await?;
-    let mut names = Vec::new();
-    for item in all.get("items").and_then(Value::as_array).into_iter().flatten() {
-        let dataset = Dataset::from_value(item).context("reading the datasets")?;
-        if fluvial_model::placement::chooses(choice, &dataset) {
-            names.push(dataset.metadata.name);
-        }
-    }
-    Ok(names)
+    let all = objects::list::<Dataset>(client, namespace).await?;
+    let chosen = all.into_iter().filter(|dataset| fluvial_model::placement::chooses(choice, dataset));
+    Ok(chosen.map(|dataset| dataset.metadata.name).collect())
 }

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::response::Response;
+use fluvial_model::causes::chain;
 use fluvial_model::names::printable;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use super::ApiState;
 use super::body::{self, Notation};
 use super::negotiate::content_type;
-use super::status::{ApiError, chain, json_response};
+use super::status::{ApiError, json_response};
 use crate::catalog::{Format, QueryError};
 
 /// Where questions are asked.

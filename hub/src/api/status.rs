@@ -4,6 +4,7 @@
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use fluvial_model::causes::chain;
 use fluvial_model::field::{FieldError, FieldErrors};
 use fluvial_model::resource::KindInfo;
 use fluvial_raft::StoreError;
@@ -253,18 +254,6 @@ impl From<ObjectError> for ApiError {
             other => Self::Internal { message: chain(&other) },
         }
     }
-}
-
-/// An error with everything that caused it.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

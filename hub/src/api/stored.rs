@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
+use fluvial_model::causes::chain;
 use fluvial_model::resource::Kind;
 use fluvial_model::store::{KeyValue, Revision};
 use fluvial_raft::Consistency;
 use serde_json::{Value, json};
 
-use super::status::{ApiError, chain};
+use super::status::ApiError;
 use crate::objects::Objects;
 
 /// An object as it stands in the store.

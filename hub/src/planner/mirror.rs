@@ -355,7 +355,7 @@ fn read<R: Resource>(objects: &Objects, kv: &KeyValue) -> Option<At<R>> {
     match objects.decode::<R>(kv) {
         Ok(Stored { object, revision }) => Some(At { value: object, revision }),
         Err(error) => {
-            warn!(key = kv.key, error = %super::chain(&error), "left out of planning");
+            warn!(key = kv.key, error = %fluvial_model::causes::chain(&error), "left out of planning");
             None
         }
     }

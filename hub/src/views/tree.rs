@@ -54,7 +54,7 @@ pub(super) fn read_error(error: ReadError) -> ApiError {
             retry_after_seconds: 5,
         },
         ReadError::Decode { .. } | ReadError::Misplaced { .. } => {
-            ApiError::Internal { message: crate::api::status::chain(&error) }
+            ApiError::Internal { message: fluvial_model::causes::chain(&error) }
         }
     }
 }

@@ -10,7 +10,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -186,9 +185,6 @@ pub fn raise_read_ahead(directory: &Path) {
         tracing::info!(%error, "the kernel's readahead stays as it is");
     }
 }
-
-/// How long it takes until it is clear that nobody serves a mount.
-pub const DEAD_AFTER: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

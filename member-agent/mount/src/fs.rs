@@ -17,13 +17,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use fluvial_model::manifest::rank::{Ranked, weight};
-use fluvial_model::manifest::{BlockRef, Item};
+use fluvial_model::manifest::{BlockRef, Item, ReadError};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
     ReplyStatfs, ReplyXattr, Request,
 };
 use nix::sys::resource::{Resource, getrlimit};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use crate::files::{Contents, Files, Opened, ReadAt, read_file};
@@ -48,7 +49,7 @@ const DIRECTORY_MODE: u16 = 0o755;
 const LINK_MODE: u16 = 0o777;
 
 /// How complete files are read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     /// By the kernel, from the cache file.
     Passthrough,
@@ -171,7 +172,7 @@ impl Shared {
         let (backing, first) = {
             let mut all = self.opens();
             let opens = all.inode(inode);
-            let first = opens.passthrough + opens.daemon == 0 && opens.backing.is_none();
+            let first = !opens.is_open() && opens.backing.is_none();
             let backing = match &opened.contents {
                 Contents::Complete(file) if opens.daemon == 0 && opens.inherited != Some(Inherited::Daemon) => {
                     self.backing(opens, file, &reply)
@@ -250,7 +251,7 @@ impl Shared {
     fn released(&self, inode: u64, handle: FileHandle) -> Vec<u64> {
         let open = self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
         let Some(open) = open else { return Vec::new() };
-        self.opens().close(inode, &open.opened, open.passthrough, Instant::now())
+        self.opens().close(inode, open.passthrough, Instant::now())
     }
 }
 
@@ -309,10 +310,7 @@ impl DatasetFs {
         match tree.place(rank) {
             Ok(Some(place)) => Ok(Inode { version, rank, tree, place }),
             Ok(None) => Err(Errno::ESTALE),
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the tree cannot be read");
-                Err(Errno::EIO)
-            }
+            Err(error) => Err(unreadable(&error)),
         }
     }
 
@@ -368,12 +366,9 @@ impl DatasetFs {
             match shared.files.open(inode.tree.root, &inode.place.path, size).await {
                 Ok(opened) => {
                     let contents = opened.contents.clone();
-                    shared.reopened(number_of(&inode), fh, opened);
+                    shared.reopened(number(inode.version, inode.rank), fh, opened);
                     match contents {
-                        Contents::Complete(file) => match read_file(&file, offset, length) {
-                            Ok(data) => reply.data(&data),
-                            Err(error) => reply.error(errno(&error)),
-                        },
+                        Contents::Complete(file) => read_complete(&file, offset, length, reply),
                         Contents::Partial(contents) => read_partial(contents, offset, length, reply).await,
                     }
                 }
@@ -419,10 +414,7 @@ impl DatasetFs {
         match inode.tree.child(&block, inode.rank, name) {
             Ok(Some((rank, item))) => Ok(self.attributes(number(inode.version, rank), &item)),
             Ok(None) => Err(Errno::ENOENT),
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the tree cannot be read");
-                Err(Errno::EIO)
-            }
+            Err(error) => Err(unreadable(&error)),
         }
     }
 
@@ -452,10 +444,7 @@ impl DatasetFs {
             let full = add(child, after, OsStr::new(&entry.name), &self.attributes(child, &entry.item));
             if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        listed.map_err(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "a directory cannot be read");
-            Errno::EIO
-        })
+        listed.map_err(|error| unreadable(&error))
     }
 }
 
@@ -464,9 +453,17 @@ fn number(version: u32, rank: u64) -> u64 {
     (u64::from(version) << RANK_BITS) | rank
 }
 
-/// The inode number of a file.
-fn number_of(inode: &Inode) -> u64 {
-    number(inode.version, inode.rank)
+/// What a program sees when a block of the tree is missing or damaged.
+fn unreadable(error: &ReadError) -> Errno {
+    tracing::error!(error = error as &dyn std::error::Error, "the tree cannot be read");
+    Errno::EIO
+}
+
+fn read_complete(file: &File, offset: u64, length: u32, reply: ReplyData) {
+    match read_file(file, offset, length) {
+        Ok(data) => reply.data(&data),
+        Err(error) => reply.error(errno(&error)),
+    }
 }
 
 async fn read_partial(contents: Arc<dyn ReadAt>, offset: u64, length: u32, reply: ReplyData) {
@@ -568,10 +565,7 @@ impl Filesystem for DatasetFs {
             };
         };
         match &handle.opened.contents {
-            Contents::Complete(file) => match read_file(file, offset, length) {
-                Ok(data) => reply.data(&data),
-                Err(error) => reply.error(errno(&error)),
-            },
+            Contents::Complete(file) => read_complete(file, offset, length, reply),
             Contents::Partial(contents) => {
                 let contents = contents.clone();
                 self.runtime.spawn(async move { read_partial(contents, offset, length, reply).await });

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use fuser::BackingId;
 
-use crate::files::{Contents, Opened};
+use crate::files::Opened;
 
 /// How long a closed file is kept.
 const IDLE: Duration = Duration::from_secs(30);
@@ -80,23 +80,21 @@ impl Opens {
     }
 
     /// Closes a handle. Inodes that nobody has open or kept any more are returned.
-    pub(crate) fn close(&mut self, inode: u64, opened: &Arc<Opened>, passthrough: bool, now: Instant) -> Vec<u64> {
+    pub(crate) fn close(&mut self, inode: u64, passthrough: bool, now: Instant) -> Vec<u64> {
         let Some(opens) = self.inodes.get_mut(&inode) else { return Vec::new() };
         let count = if passthrough { &mut opens.passthrough } else { &mut opens.daemon };
         *count = count.saturating_sub(1);
-        if opens.passthrough + opens.daemon > 0 || opens.inherited.is_some() {
+        if opens.is_open() || opens.inherited.is_some() {
             // What the process before this one has open is not known: what was registered stays.
             return Vec::new();
         }
-        if passthrough && matches!(opened.contents, Contents::Complete(_)) {
-            self.closings += 1;
-            opens.closed = self.closings;
-            opens.kept = Some(opened.clone());
-            self.idle.push_back((inode, self.closings, now));
-        } else {
+        if !passthrough {
             self.inodes.remove(&inode);
             return vec![inode];
         }
+        self.closings += 1;
+        opens.closed = self.closings;
+        self.idle.push_back((inode, self.closings, now));
         self.sweep(now)
     }
 
@@ -119,7 +117,8 @@ impl Opens {
 }
 
 impl InodeOpens {
-    fn is_open(&self) -> bool {
+    /// Whether this process has a handle of it.
+    pub(crate) fn is_open(&self) -> bool {
         self.passthrough + self.daemon > 0
     }
 
@@ -133,41 +132,36 @@ impl InodeOpens {
 mod tests {
     use super::*;
 
-    fn opened() -> Arc<Opened> {
-        let file = tempfile::tempfile().unwrap();
-        Arc::new(Opened { contents: Contents::Complete(Arc::new(file)), lease: None })
-    }
-
     #[test]
     fn a_closed_file_is_kept_for_a_while_and_not_while_it_is_open_again() {
-        let (mut opens, file, start) = (Opens::new(u64::MAX), opened(), Instant::now());
+        let (mut opens, start) = (Opens::new(u64::MAX), Instant::now());
         opens.inode(7).passthrough = 1;
-        assert!(opens.close(7, &file, true, start).is_empty() && opens.knows(7));
+        assert!(opens.close(7, true, start).is_empty() && opens.knows(7));
         opens.inode(7).passthrough = 1;
         assert!(opens.sweep(start + IDLE * 2).is_empty() && opens.knows(7), "it is open again");
-        assert!(opens.close(7, &file, true, start + IDLE * 2).is_empty());
+        assert!(opens.close(7, true, start + IDLE * 2).is_empty());
         assert_eq!(opens.sweep(start + IDLE * 3 + Duration::from_secs(1)), [7]);
         assert!(!opens.knows(7));
     }
 
     #[test]
     fn a_file_that_was_not_complete_is_let_go_at_once_and_an_inherited_one_never() {
-        let (mut opens, file, now) = (Opens::new(u64::MAX), opened(), Instant::now());
+        let (mut opens, now) = (Opens::new(u64::MAX), Instant::now());
         opens.inode(1).daemon = 1;
-        assert_eq!(opens.close(1, &file, false, now), [1]);
+        assert_eq!(opens.close(1, false, now), [1]);
         let inode = opens.inode(2);
         (inode.daemon, inode.inherited) = (1, Some(Inherited::Daemon));
-        assert!(opens.close(2, &file, false, now).is_empty() && opens.knows(2));
+        assert!(opens.close(2, false, now).is_empty() && opens.knows(2));
     }
 
     #[test]
     fn no_more_are_kept_than_fit() {
-        let (file, now) = (opened(), Instant::now());
+        let now = Instant::now();
         let mut gone = Vec::new();
         let mut opens = Opens::new(400);
         for inode in 0..110 {
             opens.inode(inode).passthrough = 1;
-            gone.extend(opens.close(inode, &file, true, now));
+            gone.extend(opens.close(inode, true, now));
         }
         assert_eq!(gone, (0..10).collect::<Vec<u64>>());
     }

@@ -21,7 +21,7 @@ use tokio_seqpacket::UnixSeqpacket;
 
 use crate::client::{Client, RemoteFiles};
 use crate::device::{self, Device};
-use crate::fs::{DatasetFs, Mode, Probe, Versions};
+use crate::fs::{DatasetFs, Probe, Versions};
 use crate::tree::{Nodes, Tree};
 use crate::wire::{self, FromAgent, FromMount, NumberedVersion, Received};
 
@@ -228,12 +228,8 @@ impl Process {
 
     /// Says that the mount is served, and how.
     async fn announce(&self, socket: &UnixSeqpacket) {
-        let without_passthrough = match self.probe.mode() {
-            Mode::Passthrough => String::new(),
-            Mode::Daemon(why) => why,
-        };
         // A connection that broke is noticed by who reads from it.
-        let _ = wire::send(socket, &FromMount::Mode { without_passthrough }, None::<&File>).await;
+        let _ = wire::send(socket, &FromMount::Mode(self.probe.mode()), None::<&File>).await;
         let init = self.device.init.clone();
         let _ = wire::send(socket, &FromMount::Serving { init }, Some(&self.device.file)).await;
     }

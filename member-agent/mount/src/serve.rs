@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fluvial_engine::{Contents, Engine, EngineError, OpenFile};
+use fluvial_model::causes::chain;
 use fluvial_model::manifest::{RelativePath, Root};
 use futures::StreamExt as _;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -249,13 +250,7 @@ impl Connection {
                         FromMount::InodeClosed { inode } => {
                             slot.inodes().remove(&inode);
                         }
-                        FromMount::Mode { without_passthrough } => slot.state.send_modify(|state| {
-                            state.mode = Some(if without_passthrough.is_empty() {
-                                Mode::Passthrough
-                            } else {
-                                Mode::Daemon(without_passthrough)
-                            });
-                        }),
+                        FromMount::Mode(mode) => slot.state.send_modify(|state| state.mode = Some(mode)),
                         FromMount::Ended { problem } => {
                             slot.drop_device();
                             slot.state.send_modify(|state| (state.serving, state.ended) = (false, Some(problem)));
@@ -323,8 +318,7 @@ impl Connection {
         if let Err(error) = answered {
             let message = chain(&error);
             let failure = Failure { errno: errno(&error), message };
-            // A connection that broke is noticed by who reads from it.
-            let _ = self.say(&FromAgent::Failed { request, failure }).await;
+            self.answer(FromAgent::Failed { request, failure }, None).await;
         }
     }
 
@@ -338,7 +332,8 @@ impl Connection {
         let handle = self.handles.fetch_add(1, Ordering::Relaxed);
         let contents = (opened != OpenedAs::Complete).then_some(open.contents);
         self.files().insert(handle, Arc::new(Held { contents, _lease: open.lease }));
-        self.answer(FromAgent::Opened { request, handle, opened }, file.as_deref()).await
+        self.answer(FromAgent::Opened { request, handle, opened }, file.as_deref()).await;
+        Ok(())
     }
 
     /// Opens a file of a version. The cache may be told of a version a moment after the mount, or before it is prepared
@@ -386,7 +381,8 @@ impl Connection {
             }
             Some(Contents::Through(_)) => return Err(local("fill", nix::libc::EINVAL)),
         };
-        self.answer(FromAgent::Filled { request, complete }, None).await
+        self.answer(FromAgent::Filled { request, complete }, None).await;
+        Ok(())
     }
 
     async fn read(&self, request: u64, handle: u64, offset: u64, length: u32) -> Result<(), EngineError> {
@@ -399,15 +395,15 @@ impl Connection {
         let mut file = File::from(memory);
         file.write_all(&data).map_err(io)?;
         let length = u32::try_from(data.len()).unwrap_or(MOST_READ);
-        self.answer(FromAgent::Contents { request, length }, Some(&file)).await
+        self.answer(FromAgent::Contents { request, length }, Some(&file)).await;
+        Ok(())
     }
 
-    async fn answer(&self, message: FromAgent, file: Option<&File>) -> Result<(), EngineError> {
+    async fn answer(&self, message: FromAgent, file: Option<&File>) {
         // A connection that broke is noticed by who reads from it.
         if let Err(error) = wire::send(&self.socket, &message, file).await {
             tracing::debug!(%error, "an answer to a mount process was not sent");
         }
-        Ok(())
     }
 }
 
@@ -460,18 +456,6 @@ fn errno(error: &EngineError) -> i32 {
         EngineError::Io { source, .. } => source.raw_os_error().unwrap_or(nix::libc::EIO),
         _ => nix::libc::EIO,
     }
-}
-
-/// An error with its causes, for the log.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio_seqpacket::UnixSeqpacket;
 use tokio_seqpacket::ancillary::{AncillaryMessageReader, AncillaryMessageWriter, OwnedAncillaryMessage};
 
+use crate::fs::Mode;
+
 /// Largest message: a path of 4 KiB, every byte of which JSON may write as six, and some.
 const MOST_BYTES: usize = 32 << 10;
 /// Room for one file beside a message.
@@ -59,11 +61,8 @@ pub enum FromMount {
         /// The kernel's first request, which it sends only once.
         init: Vec<u8>,
     },
-    /// How complete files are read, and why not in the better way.
-    Mode {
-        /// Empty if by passthrough.
-        without_passthrough: String,
-    },
+    /// How complete files are read.
+    Mode(Mode),
     /// An inode is open, for the first time or in another way; told before its opener knows.
     InodeOpen(OpenInode),
     /// No file of an inode is open any more.

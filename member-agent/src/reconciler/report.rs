@@ -6,6 +6,7 @@
 use std::error::Error as StdError;
 
 use fluvial_engine::EngineError;
+use fluvial_model::causes::chain;
 use fluvial_model::kinds;
 use fluvial_model::manifest::ReadError;
 use fluvial_model::report::{MigratePhase, MountReport, Problem, Totals};
@@ -23,18 +24,6 @@ pub enum Trouble {
     Cancelled,
     /// Something is in the way.
     Problem(Problem),
-}
-
-/// An error with everything that it is about.
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 impl Trouble {

@@ -153,12 +153,6 @@ impl Index {
         found.optional().map_err(failed("look up object"))
     }
 
-    /// Whether the object is there.
-    pub(super) fn has(&self, id: &str) -> Result<bool, EngineError> {
-        let found = self.connection.query_row("SELECT 1 FROM objects WHERE id = ?1", [id], |_| Ok(())).optional();
-        found.map(|found| found.is_some()).map_err(failed("look up object"))
-    }
-
     /// Records an object; false (and nothing recorded) if nobody uses it any more or it is there already.
     pub(super) fn add(&self, object: &Object, digest: &Digest, now: i64) -> Result<bool, EngineError> {
         let added = self.connection.execute(

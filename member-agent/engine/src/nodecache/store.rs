@@ -93,8 +93,7 @@ impl Store {
         for dir in index.parent().into_iter().chain(tiers.iter().map(|tier| tier.dir.as_path())) {
             fs::create_dir_all(dir).map_err(failed("make directory", dir))?;
         }
-        let index = Index::open(index)?;
-        let mut index = index;
+        let mut index = Index::open(index)?;
         verify_unsynced(&mut index, &tiers)?;
         let mut used = vec![0; tiers.len()];
         let mut known: Vec<HashSet<String>> = vec![HashSet::new(); tiers.len()];
@@ -208,13 +207,16 @@ impl Store {
         if now - opened > OPENED_GRAIN {
             inner.index.opened(id, now)?;
         }
-        *inner.open.entry(id.to_owned()).or_default() += 1;
-        Ok((file, Lease { store: self.clone(), id: id.to_owned() }))
+        Ok((file, self.leased(&mut inner, id)))
     }
 
     /// Keeps an object that may still be on its way from being given up.
     pub(super) fn lease(self: &Arc<Self>, id: &str) -> Lease {
-        *self.lock().open.entry(id.to_owned()).or_default() += 1;
+        self.leased(&mut self.lock(), id)
+    }
+
+    fn leased(self: &Arc<Self>, inner: &mut Inner, id: &str) -> Lease {
+        *inner.open.entry(id.to_owned()).or_default() += 1;
         Lease { store: self.clone(), id: id.to_owned() }
     }
 
@@ -286,7 +288,7 @@ impl Room {
     pub(super) fn keep(&self, id: &str, digest: &Digest) -> Result<(), EngineError> {
         let tier = &self.store.tiers[self.tier];
         let mut inner = self.store.lock();
-        if inner.index.has(id)? {
+        if inner.index.tier_of(id)?.is_some() {
             return Ok(());
         }
         let file = place(tier, id);
@@ -340,8 +342,12 @@ fn place(tier: &Tier, id: &str) -> PathBuf {
 
 /// Looks at files that may not have been on the disk when the machine went down, and forgets those that are not right.
 fn verify_unsynced(index: &mut Index, tiers: &[Tier]) -> Result<(), EngineError> {
+    let unsynced = index.unsynced()?;
+    if unsynced.is_empty() {
+        return Ok(());
+    }
     let mut right = Vec::new();
-    for (object, digest) in index.unsynced()? {
+    for (object, digest) in unsynced {
         let file = tiers.iter().find(|tier| key(tier) == object.tier).map(|tier| place(tier, &object.id));
         let found = file.and_then(|file| fs::File::open(file).ok()).and_then(|file| {
             let long = file.metadata().is_ok_and(|found| found.len() == object.bytes);

@@ -69,7 +69,7 @@ fn children_cpu() -> Result<f64> {
 }
 
 /// `VmHWM` of `/proc/PID/status`.
-fn high_water_kib(status: &str) -> Option<u64> {
+pub(crate) fn high_water_kib(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
 }

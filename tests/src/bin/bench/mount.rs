@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use fluvial_tests::minio::Minio;
 use fluvial_tests::tree;
 
-use crate::figures::{Case, Report, Unit};
+use crate::figures::{Case, Report, Unit, median};
 use crate::mounted::{Kind, Server, World};
 use crate::{Size, programs};
 
@@ -186,17 +186,12 @@ fn cold_lines(report: &mut Report, cold: &[(Kind, Cold)]) -> Result<()> {
     ];
     let (ours, peers) = cold.split_first().context("ours is measured first")?;
     for (case, unit, bar, of) in cases {
-        let middle = |values: &[f64]| {
-            let mut sorted = values.to_vec();
-            sorted.sort_by(f64::total_cmp);
-            sorted.get(sorted.len() / 2).copied().unwrap_or_default()
-        };
         let (best, reached) = peers
             .iter()
-            .max_by(|one, other| middle(of(&one.1)).total_cmp(&middle(of(&other.1))))
+            .max_by(|one, other| median(of(&one.1)).total_cmp(&median(of(&other.1))))
             .context("there are peers")?;
         let others: Vec<String> =
-            peers.iter().map(|(kind, cold)| format!("{} {:.0}", kind.name(), middle(of(cold)))).collect();
+            peers.iter().map(|(kind, cold)| format!("{} {:.0}", kind.name(), median(of(cold)))).collect();
         report.add(Case {
             area: AREA,
             case: case.into(),

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use fluvial_tests::bed::free_port;
 use fluvial_tests::minio::Minio;
+use fluvial_tests::steps::s3_options;
 
-use crate::programs;
+use crate::measured::high_water_kib;
+use crate::{programs, rclone};
 
 /// How long a mount may take to come and to go.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -78,9 +80,7 @@ impl Server {
             let data = self.kubeconfig.parent().unwrap_or(&self.kubeconfig).display().to_string();
             if command.contains("serve-mount") && command.contains(&data) {
                 let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-                let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
-                let kib: f64 = line.trim().trim_end_matches(" kB").parse().unwrap_or(0.0);
-                peak = peak.max(kib / 1024.0);
+                peak = peak.max(high_water_kib(&status).unwrap_or_default() as f64 / 1024.0);
             }
         }
         ensure!(peak > 0.0, "no mount process was found");
@@ -132,15 +132,9 @@ impl World<'_> {
     }
 
     fn fluvial(&self, name: &str, directory: &Path) -> Result<()> {
-        let (minio, mount) = (self.minio, format!("s3://{}", self.bucket));
-        let pairs = [
-            ("--option", format!("endpoint={}", minio.endpoint)),
-            ("--option", format!("region={}", Minio::REGION)),
-            ("--secret-option", format!("access_key_id={}", minio.access_key)),
-            ("--secret-option", format!("secret_access_key={}", minio.secret_key)),
-        ];
+        let (mount, options) = (format!("s3://{}", self.bucket), s3_options(self.minio));
         let mut arguments = vec!["dataset", "create", name, "--mount", &mount, "--wait"];
-        arguments.extend(pairs.iter().flat_map(|(flag, value)| [*flag, value.as_str()]));
+        arguments.extend(options.iter().map(String::as_str));
         self.server.run(&arguments)?;
         let directory = directory.to_str().context("a UTF-8 path")?;
         self.server.run(&["mount", name, directory, "--detach"])
@@ -148,16 +142,7 @@ impl World<'_> {
 
     fn rclone(&self, directory: &Path, cache: &Path) -> Result<Child> {
         let mut command = Command::new(programs::peer("rclone")?);
-        for (key, value) in [
-            ("TYPE", "s3"),
-            ("PROVIDER", "Minio"),
-            ("ENDPOINT", &self.minio.endpoint),
-            ("REGION", Minio::REGION),
-            ("ACCESS_KEY_ID", &self.minio.access_key),
-            ("SECRET_ACCESS_KEY", &self.minio.secret_key),
-        ] {
-            command.env(format!("RCLONE_CONFIG_ONE_{key}"), value);
-        }
+        command.envs(rclone::environment(self.minio, &["ONE"]));
         command.args(["--config", "", "mount", &format!("one:{}", self.bucket)]).arg(directory);
         command.args(["--read-only", "--vfs-cache-mode", "full", "--dir-cache-time", "1h", "--cache-dir"]).arg(cache);
         // Its fastest setting for large files: several streams for one.

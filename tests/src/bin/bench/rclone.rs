@@ -62,21 +62,24 @@ pub(crate) struct Rclone {
     log: PathBuf,
 }
 
+/// The settings of remotes of these names, in capitals, on one server.
+pub(crate) fn environment(minio: &Minio, remotes: &[&str]) -> Vec<(String, String)> {
+    let settings = [
+        ("TYPE", "s3"),
+        ("PROVIDER", "Minio"),
+        ("ENDPOINT", &minio.endpoint),
+        ("REGION", Minio::REGION),
+        ("ACCESS_KEY_ID", &minio.access_key),
+        ("SECRET_ACCESS_KEY", &minio.secret_key),
+    ];
+    let of = |remote: &&str| settings.map(|(key, value)| (format!("RCLONE_CONFIG_{remote}_{key}"), value.to_owned()));
+    remotes.iter().flat_map(of).collect()
+}
+
 impl Rclone {
     pub(crate) fn new(minio: &Minio, folder: &Path) -> Result<Self> {
         let mut environment = vec![("HOME".to_owned(), folder.display().to_string())];
-        for remote in ["ONE", "TWO"] {
-            for (key, value) in [
-                ("TYPE", "s3"),
-                ("PROVIDER", "Minio"),
-                ("ENDPOINT", &minio.endpoint),
-                ("REGION", Minio::REGION),
-                ("ACCESS_KEY_ID", &minio.access_key),
-                ("SECRET_ACCESS_KEY", &minio.secret_key),
-            ] {
-                environment.push((format!("RCLONE_CONFIG_{remote}_{key}"), value.to_owned()));
-            }
-        }
+        environment.extend(self::environment(minio, &["ONE", "TWO"]));
         Ok(Self { program: programs::peer("rclone")?, environment, log: folder.join("rclone.log") })
     }
 
