@@ -53,6 +53,8 @@ pub struct Federation {
     members: BTreeMap<String, Process>,
     /// What every `hub run` is given beside its folder.
     hub_arguments: Vec<String>,
+    /// What every `member run` is given beside its folder and name.
+    pub member_arguments: Vec<String>,
     /// `https://HOST:PORT` of each hub.
     pub urls: Vec<String>,
     pub api: Api,
@@ -247,6 +249,7 @@ impl Federation {
             hubs: BTreeMap::new(),
             members: BTreeMap::new(),
             hub_arguments: hub_arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            member_arguments: Vec::new(),
             urls: Vec::new(),
         };
         for number in 1..=hubs {
@@ -257,14 +260,20 @@ impl Federation {
             if members.matches("\"voter\"").count() == hubs { Ok(()) } else { Err(members) }
         });
         for name in members {
-            let token = federation.token(&["--cluster", name]);
-            federation.join_member(name, &token).expect("the member joins");
-            federation.run_member(name);
+            federation.add_member(name);
         }
         for name in members {
             federation.api.wait_until("cluster", name, "/status/state", |state| state == "Ready");
         }
         federation
+    }
+
+    /// Lets a member join and runs it.
+    #[track_caller]
+    pub fn add_member(&mut self, name: &str) {
+        let token = self.token(&["--cluster", name]);
+        self.join_member(name, &token).expect("the member joins");
+        self.run_member(name);
     }
 
     fn make_hub(&mut self, number: usize) {
@@ -340,9 +349,17 @@ impl Federation {
 
     pub fn run_member(&mut self, name: &str) {
         let mut command = Command::new(fluvial_bin());
-        command.args(["member", "run", "--node-name", name, "--data-dir"]).arg(self.member_dir(name));
+        command
+            .args(["member", "run", "--node-name", name, "--data-dir"])
+            .arg(self.member_dir(name))
+            .args(&self.member_arguments);
         let process = Process::start(&mut command, &self.folder.path().join(format!("member-{name}.log")));
         self.members.insert(name.to_owned(), process);
+    }
+
+    /// The process of a member.
+    pub fn member_process(&self, name: &str) -> u32 {
+        self.members[name].id()
     }
 
     /// SIGKILL.

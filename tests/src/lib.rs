@@ -7,8 +7,11 @@
 #![allow(clippy::panic, reason = "a helper of tests reports by panicking")]
 
 pub mod bed;
+pub mod disk;
 pub mod federation;
 pub mod minio;
+pub mod mount;
+pub mod proxy;
 pub mod steps;
 pub mod tree;
 pub mod wait;

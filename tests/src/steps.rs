@@ -10,9 +10,14 @@ use crate::wait::wait_for;
 
 /// The arguments with which the command line reaches a server's buckets.
 pub fn s3_options(minio: &Minio) -> Vec<String> {
+    s3_options_at(minio, &minio.endpoint)
+}
+
+/// The same, at another endpoint than the server's own.
+pub fn s3_options_at(minio: &Minio, endpoint: &str) -> Vec<String> {
     let option = |flag: &str, key: &str, value: &str| [flag.to_owned(), format!("{key}={value}")];
     [
-        option("--option", "endpoint", &minio.endpoint),
+        option("--option", "endpoint", endpoint),
         option("--option", "region", Minio::REGION),
         option("--secret-option", "access_key_id", &minio.access_key),
         option("--secret-option", "secret_access_key", &minio.secret_key),
@@ -46,9 +51,15 @@ impl Api {
     /// A Storage in a bucket; `place` is `BUCKET` or `BUCKET/PREFIX`.
     #[track_caller]
     pub fn s3_storage(&self, name: &str, cluster: &str, place: &str, minio: &Minio) {
+        self.s3_storage_at(name, cluster, place, minio, &minio.endpoint);
+    }
+
+    /// The same, reached at another endpoint than the server's own.
+    #[track_caller]
+    pub fn s3_storage_at(&self, name: &str, cluster: &str, place: &str, minio: &Minio, endpoint: &str) {
         let uri = format!("s3://{place}");
-        self.fluvial_with(&["storage", "create", name, "--uri", &uri, "--cluster", cluster], &s3_options(minio))
-            .expect("a storage is made");
+        let arguments = ["storage", "create", name, "--uri", &uri, "--cluster", cluster];
+        self.fluvial_with(&arguments, &s3_options_at(minio, endpoint)).expect("a storage is made");
     }
 
     /// A dataset of a folder, scanned.
@@ -62,10 +73,16 @@ impl Api {
     /// A dataset of a bucket, scanned.
     #[track_caller]
     pub fn s3_dataset(&self, name: &str, place: &str, minio: &Minio) -> Value {
+        self.s3_dataset_at(name, place, minio, &minio.endpoint)
+    }
+
+    /// The same, reached at another endpoint than the server's own.
+    #[track_caller]
+    pub fn s3_dataset_at(&self, name: &str, place: &str, minio: &Minio, endpoint: &str) -> Value {
         let mount = format!("s3://{place}");
         self.fluvial_with(
             &["dataset", "create", name, "--mount", &mount, "--wait", "--timeout", "60s"],
-            &s3_options(minio),
+            &s3_options_at(minio, endpoint),
         )
         .expect("a dataset is made");
         self.get("dataset", name).expect("it is there")

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,39 +12,9 @@ use std::time::Instant;
 
 use fluvial_tests::federation::{Api, DEADLINE, Federation, Up};
 use fluvial_tests::minio::Minio;
+use fluvial_tests::mount::{Mounted, kill, mount_processes};
 use fluvial_tests::tree;
 use fluvial_tests::wait::wait_for;
-
-/// A mount of one test; taken away at the end, however that comes.
-struct Mounted {
-    directory: PathBuf,
-}
-
-impl Mounted {
-    fn new(api: &Api, dataset: &str, directory: PathBuf) -> Self {
-        let text = directory.to_str().unwrap();
-        api.fluvial(&["mount", dataset, text, "--detach"]).unwrap();
-        Self { directory }
-    }
-
-    fn is_there(&self) -> bool {
-        is_mount(&self.directory)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // Left over only when the test has failed.
-        if self.is_there() {
-            let _ = Command::new("umount").arg("-l").arg(&self.directory).status();
-        }
-    }
-}
-
-fn is_mount(directory: &Path) -> bool {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    table.lines().any(|line| line.split(' ').nth(4) == directory.to_str())
-}
 
 /// The one mount as the hub sees it, once it stands so.
 #[track_caller]
@@ -55,24 +25,6 @@ fn stands(api: &Api, what: &str, good: impl Fn(&serde_json::Value) -> bool) -> s
         let status = all["items"][0]["status"].clone();
         if good(&status) { Ok(status) } else { Err(status.to_string()) }
     })
-}
-
-/// Processes that serve mounts for agents below a folder.
-fn mount_processes(folder: &Path) -> Vec<u32> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).into_owned();
-        if command.contains("serve-mount") && command.contains(folder.to_str().unwrap()) {
-            found.push(pid);
-        }
-    }
-    found
-}
-
-fn kill(pid: u32) {
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
 }
 
 /// Reads a file again and again, at many places, through handles old and new, and stops at the first wrong byte or error.

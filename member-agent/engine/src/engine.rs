@@ -62,7 +62,8 @@ pub trait Filling: Send + Sync {
     /// A future that is dropped leaves the rest to the next.
     ///
     /// # Errors
-    /// When they cannot be fetched, or the finished file turns out not to be the version's.
+    /// When they cannot be fetched, or the finished file turns out not to be the version's. After
+    /// [`EngineError::TierFailed`] this file never fills: whoever reads opens it again, and is given another.
     async fn fill(&self, offset: u64, length: u64) -> Result<(), EngineError>;
 
     /// Whether the whole file is there and verified.
@@ -170,6 +171,17 @@ pub enum EngineError {
         #[source]
         source: io::Error,
     },
+    /// The file system of a tier refuses what is written to it: it is full, read-only or broken. The tier is left alone for
+    /// a while; readers are served from another one or from the source.
+    #[error("{op}: the cache in {tier} cannot be written ({why})")]
+    TierFailed {
+        /// What was being done.
+        op: &'static str,
+        /// The tier's directory.
+        tier: String,
+        /// What its file system says.
+        why: String,
+    },
     /// The index cannot be used.
     #[error("{op}: cache index")]
     Index {
@@ -193,7 +205,7 @@ impl EngineError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Source { source, .. } => source.is_transient(),
-            Self::Stopped { .. } => true,
+            Self::Stopped { .. } | Self::TierFailed { .. } => true,
             Self::Manifest { .. }
             | Self::NoSource { .. }
             | Self::DigestMismatch { .. }

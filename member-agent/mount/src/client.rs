@@ -38,6 +38,7 @@ const MODEL_SUFFIXES: [&str; 8] = [".safetensors", ".gguf", ".ggml", ".bin", ".p
 enum Answer {
     Opened { handle: u64, opened: OpenedAs, file: Option<OwnedFd> },
     Filled { complete: bool },
+    Lost,
     Contents { length: u32, file: Option<OwnedFd> },
     Failed(Failure),
 }
@@ -91,6 +92,7 @@ impl Client {
         let (request, answer) = match message {
             FromAgent::Opened { request, handle, opened } => (request, Answer::Opened { handle, opened, file }),
             FromAgent::Filled { request, complete } => (request, Answer::Filled { complete }),
+            FromAgent::Lost { request } => (request, Answer::Lost),
             FromAgent::Contents { request, length } => (request, Answer::Contents { length, file }),
             FromAgent::Failed { request, failure } => (request, Answer::Failed(failure)),
             other => return Some(other),
@@ -154,7 +156,8 @@ impl Client {
             match self.ask(&link, |request| FromMount::Open { request, root, path }).await? {
                 Some(Answer::Opened { handle, opened, file }) => {
                     let file = file.map(|file| Arc::new(File::from(file)));
-                    return Ok(Held { link: link.number, handle, opened, file, there: Vec::new(), complete: false });
+                    let (link, complete) = (link.number, opened == OpenedAs::Complete);
+                    return Ok(Held { link, handle, opened, file, there: Vec::new(), complete });
                 }
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 // A moment, until the end of the connection is noticed everywhere.
@@ -165,7 +168,6 @@ impl Client {
 }
 
 /// A file that the agent has open.
-#[derive(Clone)]
 struct Held {
     link: u64,
     handle: u64,
@@ -237,56 +239,97 @@ struct Remote {
     root: Root,
     path: RelativePath,
     size: u64,
-    held: tokio::sync::Mutex<Held>,
+    held: Mutex<Held>,
+    /// One opens it again, the others wait for that.
+    opening: tokio::sync::Mutex<()>,
     ahead: Mutex<Ahead>,
 }
 
+/// A handle of a connection, and the file that came with it.
+struct Handle {
+    link: Link,
+    number: u64,
+    file: Option<Arc<File>>,
+}
+
 impl Remote {
-    /// The file as the present connection has it.
-    async fn held(&self) -> io::Result<Held> {
-        let mut held = self.held.lock().await;
-        let link = self.client.link().await?;
-        if held.link != link.number && !(held.complete || held.opened == OpenedAs::Complete) {
-            *held = self.client.open(self.root, &self.path).await?;
-        }
-        Ok(held.clone())
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a range put into the file.
-    async fn fill(&self, offset: u64, end: u64) -> io::Result<Arc<File>> {
+    /// The file, if the range is in it: with or without an agent.
+    fn there(&self, offset: u64, end: u64) -> Option<Arc<File>> {
+        let held = self.held();
+        if held.has(offset, end) { held.file.clone() } else { None }
+    }
+
+    /// The file as the present connection has it. Opened again if the connection is another one, or if the agent has told
+    /// that the handle `lost` is of no use any more.
+    async fn handle(&self, lost: Option<(u64, u64)>) -> io::Result<Handle> {
+        let _turn = self.opening.lock().await;
         loop {
-            let held = self.held().await?;
-            let Some(file) = held.file.clone() else { return Err(io::ErrorKind::InvalidData.into()) };
-            if held.opened == OpenedAs::Complete || held.has(offset, end) {
-                return Ok(file);
-            }
             let link = self.client.link().await?;
-            if link.number != held.link {
-                continue;
+            let (number, handle, file) = {
+                let held = self.held();
+                (held.link, held.handle, held.file.clone())
+            };
+            if number == link.number && lost != Some((number, handle)) {
+                return Ok(Handle { link, number: handle, file });
             }
-            let length = end - offset;
-            let fill = |request| FromMount::Fill { request, handle: held.handle, offset, length };
-            if let Some(Answer::Filled { complete }) = self.client.ask(&link, fill).await? {
-                let mut current = self.held.lock().await;
-                if current.link == held.link && current.handle == held.handle {
-                    current.note(offset, end);
-                    current.complete |= complete;
+            let opened = self.client.open(self.root, &self.path).await?;
+            if opened.link == number {
+                self.client.tell(FromMount::Close { handle }).await;
+            }
+            *self.held() = opened;
+        }
+    }
+
+    /// Has a range put into the file; `None` if there is no file, and it is to be asked for.
+    async fn fill(&self, offset: u64, end: u64) -> io::Result<Option<Arc<File>>> {
+        let mut lost = None;
+        loop {
+            if let Some(file) = self.there(offset, end) {
+                return Ok(Some(file));
+            }
+            let handle = self.handle(lost).await?;
+            let Some(file) = handle.file else { return Ok(None) };
+            // Opened again, it may be complete.
+            if let Some(file) = self.there(offset, end) {
+                return Ok(Some(file));
+            }
+            let (number, length) = (handle.number, end - offset);
+            let fill = |request| FromMount::Fill { request, handle: number, offset, length };
+            match self.client.ask(&handle.link, fill).await? {
+                Some(Answer::Filled { complete }) => {
+                    let mut current = self.held();
+                    if (current.link, current.handle) == (handle.link.number, number) {
+                        current.note(offset, end);
+                        current.complete |= complete;
+                    }
+                    return Ok(Some(file));
                 }
-                return Ok(file);
+                Some(Answer::Lost) => lost = Some((handle.link.number, number)),
+                Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+                None => {}
             }
         }
     }
 
-    async fn through(&self, offset: u64, length: u32) -> io::Result<Bytes> {
+    /// Asks for a range; `None` if there is a file to put it into now.
+    async fn through(&self, offset: u64, length: u32) -> io::Result<Option<Bytes>> {
         loop {
-            let held = self.held().await?;
-            let link = self.client.link().await?;
-            if link.number != held.link {
-                continue;
+            let handle = self.handle(None).await?;
+            if handle.file.is_some() {
+                return Ok(None);
             }
-            let read = |request| FromMount::Read { request, handle: held.handle, offset, length };
-            if let Some(Answer::Contents { length, file: Some(file) }) = self.client.ask(&link, read).await? {
-                return Ok(read_file(&File::from(file), 0, length)?.into());
+            let number = handle.number;
+            let read = |request| FromMount::Read { request, handle: number, offset, length };
+            match self.client.ask(&handle.link, read).await? {
+                Some(Answer::Contents { length, file: Some(file) }) => {
+                    return Ok(Some(read_file(&File::from(file), 0, length)?.into()));
+                }
+                Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+                None => {}
             }
         }
     }
@@ -300,16 +343,21 @@ impl ReadAt for Arc<Remote> {
             return Ok(Bytes::new());
         }
         let length = u32::try_from(end - offset).unwrap_or(MOST_READ);
-        if self.held().await?.opened == OpenedAs::Through {
-            return self.through(offset, length).await;
+        if self.held().opened == OpenedAs::Filling {
+            let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).step(offset, end, self.size);
+            if let Some((from, to)) = ahead {
+                self.clone().fetch_ahead(from, to);
+            }
         }
-        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).step(offset, end, self.size);
-        if let Some((from, to)) = ahead {
-            self.clone().fetch_ahead(from, to);
+        loop {
+            if let Some(file) = self.fill(offset, end).await? {
+                // From the page cache, where it was written a moment ago.
+                return Ok(read_file(&file, offset, length)?.into());
+            }
+            if let Some(contents) = self.through(offset, length).await? {
+                return Ok(contents);
+            }
         }
-        let file = self.fill(offset, end).await?;
-        // From the page cache, where it was written a moment ago.
-        Ok(read_file(&file, offset, length)?.into())
     }
 }
 
@@ -338,7 +386,7 @@ impl Drop for Lease {
         runtime.spawn(async move {
             let held = match &remote {
                 Some(remote) => {
-                    let held = remote.held.lock().await;
+                    let held = remote.held();
                     Some((held.link, held.handle))
                 }
                 None => complete,
@@ -384,7 +432,8 @@ impl Files for RemoteFiles {
             root,
             path: path.clone(),
             size,
-            held: tokio::sync::Mutex::new(held),
+            held: Mutex::new(held),
+            opening: tokio::sync::Mutex::default(),
             ahead: Mutex::default(),
         });
         if whole {

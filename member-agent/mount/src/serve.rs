@@ -375,10 +375,15 @@ impl Connection {
         let open = self.open_file(handle)?;
         let complete = match &open.contents {
             None | Some(Contents::Complete(_)) => true,
-            Some(Contents::Filling(_, filling)) => {
-                patiently(|| filling.fill(offset, length)).await?;
-                filling.is_complete()
-            }
+            Some(Contents::Filling(_, filling)) => match patiently(|| filling.fill(offset, length)).await {
+                Ok(()) => filling.is_complete(),
+                Err(error @ EngineError::TierFailed { .. }) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a reader is served from elsewhere");
+                    self.answer(FromAgent::Lost { request }, None).await;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            },
             Some(Contents::Through(_)) => return Err(local("fill", nix::libc::EINVAL)),
         };
         self.answer(FromAgent::Filled { request, complete }, None).await;
@@ -437,6 +442,8 @@ where
     let mut pause = RETRY_FIRST;
     loop {
         match attempt().await {
+            // Another tier, or none, serves the reader at once.
+            Err(error @ EngineError::TierFailed { .. }) => return Err(error),
             Err(error) if error.is_transient() && Instant::now() < deadline => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a reader waits for its source");
                 tokio::time::sleep(pause).await;

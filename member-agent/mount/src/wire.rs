@@ -178,6 +178,11 @@ pub enum FromAgent {
         /// The file has everything by now.
         complete: bool,
     },
+    /// The file that came with the handle cannot be filled any more: it is to be opened again.
+    Lost {
+        /// The request.
+        request: u64,
+    },
     /// Contents, in the file beside the message.
     Contents {
         /// The request.

@@ -89,6 +89,7 @@ impl From<EngineError> for Trouble {
             | EngineError::Superseded { .. }
             | EngineError::Io { .. }
             | EngineError::Index { .. } => "Internal",
+            EngineError::TierFailed { .. } => "CacheFailed",
         };
         Self::new(word, &error, error.is_transient())
     }

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::index::{ListedFile, Missing};
 use super::partial::Partial;
+use super::store::Room;
 use super::{PARALLEL_FILES, PART_BYTES, Shared, blocking};
 use crate::engine::{CacheRequest, EngineError, Loaded};
 
@@ -226,7 +227,9 @@ impl Progress {
             })
             .await?;
         }
-        match (self.first_fault, partial) {
+        // What a tier refuses now it may take later.
+        let trouble = shared.store.trouble("load").filter(|_| partial.is_some());
+        match (self.first_fault.or(trouble), partial) {
             (Some(error), _) => Err(error),
             (None, Some(message)) => Ok(Loaded::Partial(message)),
             (None, None) => Ok(Loaded::Complete),
@@ -321,19 +324,14 @@ pub(super) async fn begin(
                 return Ok(None);
             }
             let bytes = origin.as_ref().map_or(0, |origin| origin.file.bytes);
-            let mut room = shared.store.room(bytes)?;
-            if room.is_none() {
-                // What was read in part and closed has room that it does not need.
-                shared.partials.clear();
-                room = shared.store.room(bytes)?;
-            }
-            match (room, origin.take()) {
-                (Some(room), Some(found)) => Partial::create(&shared, *found, room).map(Some),
+            let made = make_file(&shared, bytes)?;
+            Ok(match (made, origin.take()) {
+                (Some((room, file)), Some(found)) => Some(Partial::new(&shared, *found, room, file)),
                 (_, found) => {
                     origin = found;
-                    Ok(None)
+                    None
                 }
-            }
+            })
         })?;
         Ok(match (partial, tier, origin) {
             (Some(partial), ..) => Begun::Partial(partial),
@@ -343,4 +341,23 @@ pub(super) async fn begin(
         })
     })
     .await
+}
+
+/// An empty file in the first tier that has room and takes it.
+fn make_file(shared: &Shared, bytes: u64) -> Result<Option<(Room, std::fs::File)>, EngineError> {
+    loop {
+        let mut room = shared.store.room(bytes)?;
+        if room.is_none() {
+            // What was read in part and closed has room that it does not need.
+            shared.partials.clear();
+            room = shared.store.room(bytes)?;
+        }
+        let Some(room) = room else { return Ok(None) };
+        match room.create() {
+            Ok(file) => return Ok(Some((room, file))),
+            // That tier is left alone now: the next one is tried.
+            Err(EngineError::TierFailed { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }

@@ -5,6 +5,9 @@
 //! counting uses, so no counter can go wrong. `synchronous=NORMAL`: a power cut may forget the last objects, whose files
 //! are then removed as strangers when the cache opens, and fetched again. Files are synced many at a time: those that were
 //! not are noted, and verified anew when the cache opens.
+//!
+//! Invariant: what is forgotten is forgotten for good, power cut or not, before its file goes. Else the index could come
+//! back with an object as synced whose file was fetched a second time, and had not reached the disk.
 
 use std::path::Path;
 use std::time::Duration;
@@ -142,9 +145,31 @@ impl Index {
         read().map_err(failed(op))
     }
 
-    /// Forgets an object whose file is gone.
-    pub(super) fn forget(&self, id: &str) -> Result<(), EngineError> {
-        self.connection.execute("DELETE FROM objects WHERE id = ?1", [id]).map(drop).map_err(failed("forget object"))
+    /// Forgets objects whose files are gone, or will be.
+    pub(super) fn forget(&mut self, objects: &[Object]) -> Result<(), EngineError> {
+        let forget = |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            {
+                let mut statement = transaction.prepare_cached("DELETE FROM objects WHERE id = ?1")?;
+                for object in objects {
+                    statement.execute([&object.id])?;
+                }
+            }
+            transaction.commit()
+        };
+        if objects.is_empty() { Ok(()) } else { self.for_good(forget).map_err(failed("forget objects")) }
+    }
+
+    /// Runs a transaction that no power cut undoes.
+    fn for_good<T>(&mut self, transact: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        self.synchronous("FULL")?;
+        let done = transact(&mut self.connection);
+        self.synchronous("NORMAL")?;
+        done
+    }
+
+    fn synchronous(&self, how: &str) -> rusqlite::Result<()> {
+        self.connection.pragma_update(None, "synchronous", how)
     }
 
     /// The tier that holds an object.
@@ -208,13 +233,13 @@ impl Index {
     }
 
     /// Notes that files are on the disk.
-    pub(super) fn synced(&mut self, ids: &[String]) -> Result<(), EngineError> {
+    pub(super) fn synced(&mut self, objects: &[Object]) -> Result<(), EngineError> {
         let mut note = || {
             let transaction = self.connection.transaction()?;
             {
                 let mut statement = transaction.prepare_cached("UPDATE objects SET synced = 1 WHERE id = ?1")?;
-                for id in ids {
-                    statement.execute([id])?;
+                for object in objects {
+                    statement.execute([&object.id])?;
                 }
             }
             transaction.commit()
@@ -246,6 +271,16 @@ impl Index {
 
     /// Makes the request the dataset's wish; returns the objects that nobody uses any more, already forgotten.
     pub(super) fn prepare<G>(&mut self, request: &CacheRequest, get: &G) -> Result<Vec<Object>, EngineError>
+    where
+        G: Fn(&BlockHash) -> Option<Bytes>,
+    {
+        self.synchronous("FULL").map_err(failed("prepare"))?;
+        let prepared = self.prepare_for_good(request, get);
+        self.synchronous("NORMAL").map_err(failed("prepare"))?;
+        prepared
+    }
+
+    fn prepare_for_good<G>(&mut self, request: &CacheRequest, get: &G) -> Result<Vec<Object>, EngineError>
     where
         G: Fn(&BlockHash) -> Option<Bytes>,
     {
@@ -300,8 +335,8 @@ impl Index {
 
     /// Forgets a dataset; returns the objects that nobody uses any more, already forgotten.
     pub(super) fn evict(&mut self, uid: &str) -> Result<Vec<Object>, EngineError> {
-        let mut evict = || {
-            let transaction = self.connection.transaction()?;
+        let evict = |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
             set_aside(&transaction, uid)?;
             transaction.execute("DELETE FROM datasets WHERE uid = ?1", [uid])?;
             transaction.execute("DELETE FROM listed WHERE uid = ?1", [uid])?;
@@ -309,7 +344,7 @@ impl Index {
             transaction.commit()?;
             Ok(dropped)
         };
-        evict().map_err(failed("evict"))
+        self.for_good(evict).map_err(failed("evict"))
     }
 
     /// What is wanted and not there, in the order of the paths, after the path `after`.

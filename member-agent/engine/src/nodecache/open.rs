@@ -9,7 +9,7 @@ use fluvial_model::manifest::{RelativePath, Root};
 use super::Shared;
 use super::blocking;
 use super::fill::{Begun, Mounted, Origin, begin};
-use super::index::Missing;
+use super::index::{Missing, Object};
 use super::partial::Filler;
 use crate::engine::{Contents, EngineError, OpenFile, Through};
 
@@ -35,7 +35,10 @@ pub(super) async fn open(
     match begin(shared, &dataset, *file, &mounts).await? {
         Begun::Complete(tier) => {
             let shared = shared.clone();
-            blocking("open", move || complete(&shared, size, &object, &(tier, 0))).await
+            let object = Object { id: object, tier, bytes: size };
+            let gone = || EngineError::Stopped { op: "open" };
+            // Gone in this moment: whoever asks again has it fetched.
+            blocking("open", move || complete(&shared, &object, 0)?.ok_or_else(gone)).await
         }
         Begun::Partial(partial) => {
             if size == 0 {
@@ -68,13 +71,20 @@ fn look(shared: &Shared, uid: &str, root: Root, path: &str) -> Result<Looked, En
     match openable.file {
         None => Err(EngineError::NotFound { root, path: path.to_owned() }),
         Some((file, None)) => Ok(Looked::Missing(openable.dataset, Box::new(file))),
-        Some((file, Some(held))) => complete(shared, file.bytes, &file.object, &held).map(Looked::Open),
+        Some((file, Some((tier, opened)))) => {
+            let object = Object { id: file.object.clone(), tier, bytes: file.bytes };
+            Ok(match complete(shared, &object, opened)? {
+                Some(open) => Looked::Open(open),
+                None => Looked::Missing(openable.dataset, Box::new(file)),
+            })
+        }
     }
 }
 
-fn complete(shared: &Shared, size: u64, object: &str, held: &(String, i64)) -> Result<OpenFile, EngineError> {
-    let (file, lease) = shared.store.open_object(object, held)?;
-    Ok(OpenFile { size, contents: Contents::Complete(Arc::new(file)), lease: Some(Arc::new(lease)) })
+fn complete(shared: &Shared, object: &Object, opened: i64) -> Result<Option<OpenFile>, EngineError> {
+    let Some((file, lease)) = shared.store.open_object(object, opened)? else { return Ok(None) };
+    let contents = Contents::Complete(Arc::new(file));
+    Ok(Some(OpenFile { size: object.bytes, contents, lease: Some(Arc::new(lease)) }))
 }
 
 /// A file that has no room in the cache.

@@ -55,6 +55,8 @@ struct Parts {
     complete: bool,
     /// How often the finished file was not the version's.
     refused: u32,
+    /// The tier's file system refused it: it never becomes an object.
+    broken: Option<(String, String)>,
 }
 
 /// Parts that one fetch has claimed; what is not there at the end is given back.
@@ -67,32 +69,25 @@ struct Claim<'a> {
 enum Step<'a> {
     Done,
     Refused,
+    Broken(EngineError),
     Fetch(Claim<'a>),
     Wait,
 }
 
 impl Partial {
-    /// Makes the sparse file.
-    pub(super) fn create(shared: &Arc<Shared>, origin: Origin, room: Room) -> Result<Self, EngineError> {
-        let bytes = origin.file.bytes;
-        let create = || {
-            let file = File::options().read(true).write(true).create_new(true).open(room.file())?;
-            file.set_len(bytes)?;
-            Ok(file)
-        };
-        let failed = |source| EngineError::Io { op: "create", file: room.file().display().to_string(), source };
-        let file = Arc::new(create().map_err(failed)?);
-        let count = usize::try_from(bytes.div_ceil(PART_BYTES)).unwrap_or(usize::MAX);
-        let parts = Parts { parts: vec![Part::Missing; count], left: count, complete: false, refused: 0 };
-        Ok(Self {
+    /// The sparse file that `room` made, nothing of it there yet.
+    pub(super) fn new(shared: &Arc<Shared>, origin: Origin, room: Room, file: File) -> Self {
+        let count = usize::try_from(origin.file.bytes.div_ceil(PART_BYTES)).unwrap_or(usize::MAX);
+        let parts = Parts { parts: vec![Part::Missing; count], left: count, complete: false, refused: 0, broken: None };
+        Self {
             shared: Arc::downgrade(shared),
             _lease: shared.store.lease(&origin.file.object),
             origin,
-            file,
+            file: Arc::new(file),
             room: Mutex::new(Some(room)),
             parts: Mutex::new(parts),
             changed: Notify::new(),
-        })
+        }
     }
 
     /// The sparse file.
@@ -132,6 +127,7 @@ impl Partial {
             match self.step(&wanted, refused) {
                 Step::Done => return Ok(()),
                 Step::Refused => return Err(self.origin.mismatch()),
+                Step::Broken(error) => return Err(error),
                 Step::Fetch(claim) => self.fetch(claim, &wanted).await?,
                 Step::Wait => changed.await,
             }
@@ -142,6 +138,9 @@ impl Partial {
         let mut parts = self.parts();
         if parts.complete {
             return Step::Done;
+        }
+        if let Some((tier, why)) = parts.broken.clone() {
+            return Step::Broken(EngineError::TierFailed { op: "load", tier, why });
         }
         if parts.refused != refused {
             return Step::Refused;
@@ -182,13 +181,11 @@ impl Partial {
             if data.len() as u64 != end - start {
                 return Err(self.origin.differs("it is shorter"));
             }
-            let (file, shown) = (self.file.clone(), self.origin.file.path.clone());
-            let written = data.clone();
-            blocking("write", move || {
-                let failed = |source| EngineError::Io { op: "write cached part of", file: shown, source };
-                file.write_all_at(&written, start).map_err(failed)
-            })
-            .await?;
+            let (partial, written) = (self.clone(), data.clone());
+            let write = move || partial.file.write_all_at(&written, start).map_err(|error| partial.refused(&error));
+            if let Err(error) = blocking("write", write).await {
+                return Err(self.give_up(&shared, error));
+            }
             whole = (data.len() as u64 == self.origin.file.bytes).then_some(data);
         }
         if !claim.there() {
@@ -212,7 +209,8 @@ impl Partial {
     fn finish(&self, shared: &Shared, whole: Option<Bytes>) -> Result<(), EngineError> {
         // Taken by whoever verifies it now.
         let Some(room) = self.room().take() else { return Ok(()) };
-        let finished = self.verify(whole).and_then(|digest| match digest {
+        let verified = self.verify(whole).map_err(|error| room.troubled("read cached file", &error));
+        let finished = verified.and_then(|digest| match digest {
             None => Ok(None),
             Some(digest) => room.keep(self.object(), &digest).map(|()| Some(digest)),
         });
@@ -231,16 +229,35 @@ impl Partial {
             Err(_) => *self.room() = Some(room),
         }
         drop(parts);
+        let finished = finished.map_err(|error| self.give_up(shared, error));
         self.changed.notify_waiters();
         if finished?.is_some() { Ok(()) } else { Err(self.origin.mismatch()) }
     }
 
+    /// What it means that the file system refuses this file.
+    fn refused(&self, error: &std::io::Error) -> EngineError {
+        match self.room().as_ref() {
+            Some(room) => room.troubled("write cached file", error),
+            // Somebody has all of it in hand.
+            None => EngineError::Stopped { op: "load" },
+        }
+    }
+
+    /// If the error is the tier's, lets the next one who opens the file begin anew, elsewhere.
+    fn give_up(&self, shared: &Shared, error: EngineError) -> EngineError {
+        if let EngineError::TierFailed { tier, why, .. } = &error {
+            self.parts().broken = Some((tier.clone(), why.clone()));
+            shared.partials.forget_this(self);
+            self.changed.notify_waiters();
+        }
+        error
+    }
+
     /// The digest of what was fetched; `None` if it is another one than the version's.
-    fn verify(&self, whole: Option<Bytes>) -> Result<Option<Digest>, EngineError> {
-        let failed = |source| EngineError::Io { op: "verify cached file", file: self.origin.file.path.clone(), source };
+    fn verify(&self, whole: Option<Bytes>) -> std::io::Result<Option<Digest>> {
         let digest = match whole {
             Some(data) => Digest::of(&data),
-            None => digest_of(&self.file, self.origin.file.bytes).map_err(failed)?,
+            None => digest_of(&self.file, self.origin.file.bytes)?,
         };
         if self.origin.file.digest.is_some_and(|expected| expected != digest) {
             return Ok(None);
@@ -332,6 +349,17 @@ impl Partials {
     fn forget(&self, object: &str) {
         self.by_object.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
         self.parked().retain(|partial| partial.object() != object);
+    }
+
+    /// Forgets a file, but not another one that was begun for the same object meanwhile.
+    fn forget_this(&self, partial: &Partial) {
+        let this = |known: &Partial| std::ptr::eq(known, partial);
+        let mut by_object = self.by_object.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_object.get(partial.object()).and_then(Weak::upgrade).is_some_and(|known| this(&known)) {
+            by_object.remove(partial.object());
+        }
+        drop(by_object);
+        self.parked().retain(|known| !this(known));
     }
 
     fn parked(&self) -> MutexGuard<'_, VecDeque<Arc<Partial>>> {

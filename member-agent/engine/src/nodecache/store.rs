@@ -33,6 +33,8 @@ const SYNCED_AT_ONCE: usize = 512;
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// A sweep leaves this part of the tier's quota free.
 const SLACK_DIVISOR: u64 = 20;
+/// How long a tier is left alone whose file system refused something.
+const TIER_REST: Duration = Duration::from_secs(10);
 /// Objects that one sweep looks at; some 200 bytes each.
 const EVICTED_AT_ONCE: u32 = 10_000;
 
@@ -51,8 +53,10 @@ pub(super) struct Inner {
     used: Vec<u64>,
     /// Bytes promised to files that are being fetched, by tier.
     promised: Vec<u64>,
+    /// What the file system of each tier refused, and since when.
+    trouble: Vec<Option<(Instant, String)>>,
     /// Objects whose files may not be on the disk yet.
-    unsynced: Vec<String>,
+    unsynced: Vec<Object>,
     synced_at: Instant,
     /// Datasets of which something did not fit, and how much, in words.
     pub partial: HashMap<String, String>,
@@ -97,6 +101,7 @@ impl Store {
         verify_unsynced(&mut index, &tiers)?;
         let mut used = vec![0; tiers.len()];
         let mut known: Vec<HashSet<String>> = vec![HashSet::new(); tiers.len()];
+        let mut gone = Vec::new();
         for object in index.objects()? {
             let tier = tiers.iter().position(|tier| key(tier) == object.tier);
             let right = tier.filter(|tier| {
@@ -109,10 +114,11 @@ impl Store {
                 }
                 None => {
                     tracing::warn!(object = object.id, "cached file is gone or damaged; it will be fetched again");
-                    index.forget(&object.id)?;
+                    gone.push(object);
                 }
             }
         }
+        index.forget(&gone)?;
         for (tier, known) in tiers.iter().zip(&known) {
             let unfinished = tier.dir.join(UNFINISHED);
             match fs::remove_dir_all(&unfinished) {
@@ -127,6 +133,7 @@ impl Store {
             index,
             open: HashMap::new(),
             promised: vec![0; used.len()],
+            trouble: vec![None; used.len()],
             used,
             unsynced: Vec::new(),
             synced_at: Instant::now(),
@@ -144,8 +151,8 @@ impl Store {
     /// make room for it.
     pub(super) fn room(self: &Arc<Self>, bytes: u64) -> Result<Option<Room>, EngineError> {
         let mut inner = self.lock();
-        let all = 0..self.tiers.len();
-        let mut found = all.clone().find(|tier| self.lacking(&inner, *tier, bytes) == 0);
+        let all = (0..self.tiers.len()).filter(|tier| !rests(&inner.trouble[*tier])).collect::<Vec<_>>();
+        let mut found = all.iter().copied().find(|tier| self.lacking(&inner, *tier, bytes) == 0);
         for tier in all {
             if found.is_none() && self.make_room(&mut inner, tier, bytes)? {
                 found = Some(tier);
@@ -155,6 +162,23 @@ impl Store {
         inner.promised[tier] += bytes;
         let name = self.names.fetch_add(1, Ordering::Relaxed).to_string();
         Ok(Some(Room { store: self.clone(), tier, bytes, file: self.tiers[tier].dir.join(UNFINISHED).join(name) }))
+    }
+
+    /// Leaves a tier alone for a while, because of what its file system says.
+    fn troubled(&self, tier: usize, op: &'static str, error: &io::Error) -> EngineError {
+        let dir = key(&self.tiers[tier]);
+        tracing::warn!(tier = dir, %error, "the cache cannot {op}; the tier is left alone for {TIER_REST:?}");
+        let why = error.to_string();
+        self.lock().trouble[tier] = Some((Instant::now(), why.clone()));
+        EngineError::TierFailed { op, tier: dir, why }
+    }
+
+    /// A tier that is left alone now, if there is one, as the error of what cannot be done without it.
+    pub(super) fn trouble(&self, op: &'static str) -> Option<EngineError> {
+        let inner = self.lock();
+        let found = inner.trouble.iter().enumerate().find(|(_, trouble)| rests(trouble))?;
+        let (tier, (_, why)) = (found.0, found.1.as_ref()?);
+        Some(EngineError::TierFailed { op, tier: key(&self.tiers[tier]), why: why.clone() })
     }
 
     /// Bytes by which a tier is too full for `bytes` more.
@@ -184,30 +208,47 @@ impl Store {
         if sum < lacking {
             return Ok(false);
         }
-        for object in &chosen {
-            inner.index.forget(&object.id)?;
-        }
+        inner.index.forget(&chosen)?;
         self.remove(inner, &chosen)?;
         Ok(true)
     }
 
-    /// Opens the file of an object; while the lease lives, it is not given up.
+    /// Opens the file of an object; while the lease lives, it is not given up. `None` if the file is gone or its disk does
+    /// not give it: the object is forgotten then, and is to be fetched again.
     pub(super) fn open_object(
         self: &Arc<Self>,
-        id: &str,
-        (tier, opened): &(String, i64),
-    ) -> Result<(fs::File, Lease), EngineError> {
+        object: &Object,
+        opened: i64,
+    ) -> Result<Option<(fs::File, Lease)>, EngineError> {
+        let id = &object.id;
         let mut inner = self.lock();
-        let Some(tier) = self.tiers.iter().find(|known| key(known) == *tier) else {
-            return Err(failed("open", Path::new(tier))(io::ErrorKind::NotFound.into()));
+        let tier = self.tiers.iter().position(|known| key(known) == object.tier);
+        let file = match tier.map(|tier| fs::File::open(place(&self.tiers[tier], id))) {
+            Some(Ok(file)) => file,
+            // Open files are the program's limit, not the disk's.
+            Some(Err(error)) if matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) => {
+                return Err(failed("open", Path::new(&object.tier))(error));
+            }
+            lost => {
+                tracing::warn!(object = id, "cached file cannot be opened; it will be fetched again");
+                inner.index.forget(std::slice::from_ref(object))?;
+                if let Some(tier) = tier {
+                    inner.used[tier] = inner.used[tier].saturating_sub(object.bytes);
+                }
+                drop(inner);
+                if let (Some(tier), Some(Err(error))) = (tier, lost)
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    self.troubled(tier, "open cached file", &error);
+                }
+                return Ok(None);
+            }
         };
-        let file = place(tier, id);
-        let file = fs::File::open(&file).map_err(failed("open", &file))?;
         let now = now();
         if now - opened > OPENED_GRAIN {
             inner.index.opened(id, now)?;
         }
-        Ok((file, self.leased(&mut inner, id)))
+        Ok(Some((file, self.leased(&mut inner, id))))
     }
 
     /// Keeps an object that may still be on its way from being given up.
@@ -235,9 +276,9 @@ impl Store {
     }
 
     /// Syncs the files that came since the last time, if they are many or that was long ago. What a power cut takes before
-    /// is found out when the cache opens.
+    /// is found out when the cache opens; what a tier could not write is given up.
     pub(super) fn sync(&self, now: bool) -> Result<(), EngineError> {
-        let ids = {
+        let objects = {
             let mut inner = self.lock();
             let due = inner.unsynced.len() >= SYNCED_AT_ONCE || inner.synced_at.elapsed() >= SYNC_EVERY;
             if inner.unsynced.is_empty() || !(due || now) {
@@ -247,8 +288,20 @@ impl Store {
             std::mem::take(&mut inner.unsynced)
         };
         // Others go on meanwhile.
-        sync_tiers(&self.tiers)?;
-        self.lock().index.synced(&ids)
+        let mut lost = Vec::new();
+        for (number, tier) in self.tiers.iter().enumerate() {
+            if let Err(error) = sync_tier(tier) {
+                self.troubled(number, "sync", &error);
+                lost.push(key(tier));
+            }
+        }
+        let (lost, synced): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| lost.contains(&object.tier));
+        let mut inner = self.lock();
+        inner.index.forget(&lost)?;
+        if let Err(error) = self.remove(&mut inner, &lost) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "files that could not be synced stay behind");
+        }
+        inner.index.synced(&synced)
     }
 
     /// Use of the media by all datasets together.
@@ -279,9 +332,19 @@ impl Store {
 }
 
 impl Room {
-    /// Where the unfinished file goes.
-    pub(super) fn file(&self) -> &Path {
-        &self.file
+    /// Makes the unfinished file, all of it a hole.
+    pub(super) fn create(&self) -> Result<fs::File, EngineError> {
+        let create = || {
+            let file = fs::File::options().read(true).write(true).create_new(true).open(&self.file)?;
+            file.set_len(self.bytes)?;
+            Ok(file)
+        };
+        create().map_err(|error| self.troubled("make cached file", &error))
+    }
+
+    /// Has the tier left alone, because of what its file system says of this file.
+    pub(super) fn troubled(&self, op: &'static str, error: &io::Error) -> EngineError {
+        self.store.troubled(self.tier, op, error)
     }
 
     /// Makes the finished file the object `id`. Nothing happens if the object is there or nobody wants it now.
@@ -297,11 +360,14 @@ impl Room {
             fs::create_dir_all(directory)?;
             fs::rename(&self.file, &file)
         };
-        write().map_err(failed("keep", &file))?;
+        if let Err(error) = write() {
+            drop(inner);
+            return Err(self.troubled("keep cached file", &error));
+        }
         let object = Object { id: id.to_owned(), tier: key(tier), bytes: self.bytes };
         if inner.index.add(&object, digest, now())? {
             inner.used[self.tier] += self.bytes;
-            inner.unsynced.push(object.id);
+            inner.unsynced.push(object);
         } else {
             fs::remove_file(&file).map_err(failed("remove", &file))?;
         }
@@ -335,6 +401,11 @@ impl Drop for Room {
     }
 }
 
+/// Whether a tier is left alone now.
+fn rests(trouble: &Option<(Instant, String)>) -> bool {
+    trouble.as_ref().is_some_and(|(since, _)| since.elapsed() < TIER_REST)
+}
+
 /// The file of an object: two hex digits of fan-out.
 fn place(tier: &Tier, id: &str) -> PathBuf {
     tier.dir.join(OBJECTS).join(id.get(..2).unwrap_or("00")).join(id)
@@ -346,7 +417,7 @@ fn verify_unsynced(index: &mut Index, tiers: &[Tier]) -> Result<(), EngineError>
     if unsynced.is_empty() {
         return Ok(());
     }
-    let mut right = Vec::new();
+    let (mut right, mut lost) = (Vec::new(), Vec::new());
     for (object, digest) in unsynced {
         let file = tiers.iter().find(|tier| key(tier) == object.tier).map(|tier| place(tier, &object.id));
         let found = file.and_then(|file| fs::File::open(file).ok()).and_then(|file| {
@@ -354,23 +425,22 @@ fn verify_unsynced(index: &mut Index, tiers: &[Tier]) -> Result<(), EngineError>
             long.then(|| digest_of(&file, object.bytes).ok()).flatten()
         });
         if found == Some(digest) {
-            right.push(object.id);
+            right.push(object);
         } else {
             tracing::warn!(object = object.id, "cached file did not reach the disk; it will be fetched again");
-            index.forget(&object.id)?;
+            lost.push(object);
         }
     }
-    sync_tiers(tiers)?;
+    for tier in tiers {
+        sync_tier(tier).map_err(failed("sync", &tier.dir))?;
+    }
+    index.forget(&lost)?;
     index.synced(&right)
 }
 
-/// Brings everything that was written to the tiers onto their disks.
-fn sync_tiers(tiers: &[Tier]) -> Result<(), EngineError> {
-    for tier in tiers {
-        let sync = || nix::unistd::syncfs(fs::File::open(&tier.dir)?).map_err(io::Error::from);
-        sync().map_err(failed("sync", &tier.dir))?;
-    }
-    Ok(())
+/// Brings everything that was written to a tier onto its disk.
+fn sync_tier(tier: &Tier) -> io::Result<()> {
+    nix::unistd::syncfs(fs::File::open(&tier.dir)?).map_err(io::Error::from)
 }
 
 fn remove_strangers(objects: &Path, known: &HashSet<String>) -> Result<(), EngineError> {

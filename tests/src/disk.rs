@@ -1,0 +1,100 @@
+//! A disk of one test: ext4 in a file, on a loop device, so that it can be filled, made read-only and lose its power.
+//!
+//! Power is cut by the shutdown ioctl of the file system without a flush of its log: what was not synced is lost, what was
+//! stays, and every call after it fails.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::wait::wait_for;
+
+/// Until nothing uses it any more.
+const UNMOUNT_DEADLINE: Duration = Duration::from_secs(30);
+/// `FS_IOC_SHUTDOWN` with `FS_SHUTDOWN_FLAGS_NOLOGFLUSH`.
+const CUT: &str =
+    r#"open(my $f, "<", $ARGV[0]) or die $!; my $how = pack("L", 2); ioctl($f, 0x8004587d, $how) or die $!"#;
+
+/// The disk, mounted; gone when dropped.
+#[derive(Debug)]
+pub struct Disk {
+    image: PathBuf,
+    /// Where it is mounted.
+    pub directory: PathBuf,
+}
+
+#[track_caller]
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Disk {
+    /// Makes an empty disk of so many MiB, kept in the file `image`.
+    #[track_caller]
+    pub fn new(image: PathBuf, directory: PathBuf, mib: u64) -> Self {
+        let file = File::create(&image).expect("an image can be made");
+        file.set_len(mib << 20).expect("an image can be made");
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image));
+        std::fs::create_dir_all(&directory).expect("a folder can be made");
+        let disk = Self { image, directory };
+        disk.mount();
+        let _ = std::fs::remove_dir(disk.directory.join("lost+found"));
+        disk
+    }
+
+    #[track_caller]
+    fn mount(&self) {
+        run(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.directory]));
+    }
+
+    /// Leaves no room, by one large file.
+    #[track_caller]
+    pub fn fill(&self) {
+        let mut ballast = File::create(self.directory.join("ballast")).expect("a file can be made");
+        for size in [1 << 20, 4096] {
+            let piece = vec![1; size];
+            while ballast.write_all(&piece).is_ok() {}
+        }
+    }
+
+    /// Makes it refuse writes, or take them again.
+    #[track_caller]
+    pub fn set_read_only(&self, read_only: bool) {
+        let options = if read_only { "remount,ro" } else { "remount,rw" };
+        // Refused as long as a file is open for writing.
+        wait_for(UNMOUNT_DEADLINE, "the disk to be mounted anew", || {
+            let output = Command::new("mount").args(["-o", options]).arg(&self.directory).output().expect("mount runs");
+            if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        });
+    }
+
+    /// Cuts its power.
+    #[track_caller]
+    pub fn cut_power(&self) {
+        run(Command::new("perl").args(["-e", CUT]).arg(&self.directory));
+    }
+
+    /// Starts it again, once nobody has files of it open.
+    #[track_caller]
+    pub fn start_again(&self) {
+        wait_for(UNMOUNT_DEADLINE, "nobody to use the disk", || {
+            let output = Command::new("umount").arg(&self.directory).output().expect("umount runs");
+            if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        });
+        self.mount();
+    }
+
+    /// Its directory as text.
+    pub fn text(&self) -> &str {
+        Path::to_str(&self.directory).expect("a UTF-8 path")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.directory).status();
+    }
+}

@@ -1,0 +1,58 @@
+//! A mounted dataset of one test, and the processes behind it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::federation::Api;
+
+/// A mount of one test; taken away at the end, however that comes.
+#[derive(Debug)]
+pub struct Mounted {
+    pub directory: PathBuf,
+}
+
+impl Mounted {
+    /// Mounts a dataset.
+    #[track_caller]
+    pub fn new(api: &Api, dataset: &str, directory: PathBuf) -> Self {
+        let text = directory.to_str().expect("a UTF-8 path");
+        api.fluvial(&["mount", dataset, text, "--detach"]).expect("the dataset is mounted");
+        Self { directory }
+    }
+
+    /// Whether the directory is a mount now.
+    pub fn is_there(&self) -> bool {
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("the kernel tells its mounts");
+        table.lines().any(|line| line.split(' ').nth(4) == self.directory.to_str())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Left over only when the test has failed.
+        if self.is_there() {
+            let _ = Command::new("umount").arg("-l").arg(&self.directory).status();
+        }
+    }
+}
+
+/// Processes that serve mounts for agents below a folder.
+pub fn mount_processes(folder: &Path) -> Vec<u32> {
+    let folder = folder.to_str().expect("a UTF-8 path");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("processes can be listed").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).into_owned();
+        if command.contains("serve-mount") && command.contains(folder) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// SIGKILL; a process that is gone already is no fault.
+pub fn kill(pid: u32) {
+    let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(std::process::Stdio::null()).status();
+}

@@ -1,0 +1,310 @@
+//! Mounts under faults: sources that fail and lie, disks of the cache that are full, read-only or lose their power, and
+//! processes killed at random. A reader may have to wait; it never sees a wrong byte.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use fluvial_tests::disk::Disk;
+use fluvial_tests::federation::{DEADLINE, Federation, Up};
+use fluvial_tests::minio::Minio;
+use fluvial_tests::mount::{Mounted, kill, mount_processes};
+use fluvial_tests::proxy::{Fault, Plan, Proxy};
+use fluvial_tests::tree;
+use fluvial_tests::wait::wait_for;
+
+/// Kills of one run, unless the environment says how many.
+const KILLS: u64 = 10;
+/// Most memory of an agent: 64 MiB of ranges, the runtime, and a debug build's ample room.
+const AGENT_PEAK: u64 = 256 << 20;
+/// Most memory of a mount process.
+const MOUNT_PEAK: u64 = 128 << 20;
+
+/// A small generator; its seed is printed, and may be given.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// The largest resident set that a process ever had, in bytes.
+fn peak(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn readers_do_not_notice_a_source_that_fails_now_and_then() {
+    let minio = Minio::start();
+    minio.create_bucket("data");
+    let faults = [
+        ("e500", Plan { fault: Fault::Status(500), every: 3 }),
+        ("e503", Plan { fault: Fault::Status(503), every: 2 }),
+        ("e429", Plan { fault: Fault::Status(429), every: 2 }),
+        ("cut", Plan { fault: Fault::Truncate, every: 3 }),
+        ("dropped", Plan { fault: Fault::Drop, every: 3 }),
+        ("slow", Plan { fault: Fault::Slow, every: 1 }),
+    ];
+    let contents = tree::bytes(21, 21_000_001);
+    for (name, _) in &faults {
+        minio.put_object("data", name, &contents);
+    }
+    let proxy = Proxy::start(&minio.endpoint);
+    let up = Up::start(1, &["a"]);
+    up.api.s3_dataset_at("set", "data", &minio, &proxy.endpoint);
+    let mount = Mounted::new(&up.api, "set", up.folder().join("mount"));
+    for (name, plan) in faults {
+        proxy.set(Some(plan));
+        assert!(fs::read(mount.directory.join(name)).unwrap() == contents, "wrong bytes under {name}");
+        assert!(proxy.hits() > 0, "{name} took no effect");
+    }
+    up.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+#[test]
+fn a_source_that_forbids_is_an_error_at_once_and_not_for_ever() {
+    let minio = Minio::start();
+    minio.create_bucket("data");
+    minio.put_object("data", "file", b"contents");
+    let proxy = Proxy::start(&minio.endpoint);
+    let up = Up::start(1, &["a"]);
+    up.api.s3_dataset_at("set", "data", &minio, &proxy.endpoint);
+    let mount = Mounted::new(&up.api, "set", up.folder().join("mount"));
+    proxy.set(Some(Plan { fault: Fault::Status(403), every: 1 }));
+
+    let refused = fs::read(mount.directory.join("file")).unwrap_err();
+
+    assert_eq!(refused.raw_os_error(), Some(5), "{refused}");
+    assert!(proxy.hits() > 0);
+    proxy.set(None);
+    assert_eq!(fs::read(mount.directory.join("file")).unwrap(), b"contents");
+    up.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+/// Files that are digested, one member, and the proxy between them: what was migrated has digests.
+#[test]
+fn wrong_bytes_of_a_source_are_found_out_by_their_digest() {
+    let minio = Minio::start();
+    minio.create_bucket("data");
+    let proxy = Proxy::start(&minio.endpoint);
+    let up = Up::start(1, &["a"]);
+    let api = &up.api;
+    let source = up.folder().join("source");
+    fs::create_dir(&source).unwrap();
+    let contents = tree::bytes(3, 700_000);
+    fs::write(source.join("file"), &contents).unwrap();
+    api.path_dataset("set", &source);
+    api.s3_storage_at("store", "a", "data", &minio, &proxy.endpoint);
+    api.fluvial(&["migrate", "set", "--to", "store", "--mode", "move", "--wait", "--timeout", "60s"]).unwrap();
+    fs::remove_dir_all(&source).unwrap();
+    let mount = Mounted::new(api, "set", up.folder().join("mount"));
+    proxy.set(Some(Plan { fault: Fault::WrongByte, every: 1 }));
+
+    let refused = fs::read(mount.directory.join("file"));
+
+    assert!(proxy.hits() > 0, "it was read from elsewhere");
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(5));
+    proxy.set(None);
+    assert!(fs::read(mount.directory.join("file")).unwrap() == contents);
+    api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+#[test]
+fn a_cache_that_is_full_or_read_only_fails_no_reader() {
+    let minio = Minio::start();
+    minio.create_bucket("data");
+    let contents = tree::bytes(31, 20_000_001);
+    for name in ["full", "read-only"] {
+        minio.put_object("data", name, &contents);
+    }
+    let small = tree::bytes(32, 50_000);
+    for number in 0..300 {
+        minio.put_object("data", &format!("small/{number}"), &small);
+    }
+    let mut federation = Federation::start(1, &[]);
+    let disk = Disk::new(federation.folder().join("disk"), federation.folder().join("tier"), 64);
+    // It promises more than the disk has.
+    federation.member_arguments = vec!["--tier".to_owned(), format!("SSD={}/cache:1Gi", disk.text())];
+    federation.add_member("m");
+    federation.api.s3_dataset("set", "data", &minio);
+    let mount = Mounted::new(&federation.api, "set", federation.folder().join("mount"));
+    let read = |name: &str| fs::read(mount.directory.join(name)).unwrap();
+
+    disk.set_read_only(true);
+    assert!(read("read-only") == contents, "read beside a read-only disk");
+    let rested = || federation.log("member-m").matches("the tier is left alone").count();
+    let before = rested();
+    assert!(before > 0, "nothing was written to it");
+    disk.set_read_only(false);
+    // Once it was left alone for a while, it is used again.
+    let mut numbers = 0..300;
+    wait_for(DEADLINE, "the cache to be used again", || {
+        // Another one each time: the kernel does not ask twice.
+        assert!(read(&format!("small/{}", numbers.next().unwrap())) == small);
+        let found = federation.api.get("cachelocation", "set.m").unwrap_or_default();
+        if found["status"]["cachedBytes"].as_u64() > Some(0) { Ok(()) } else { Err(found["status"].to_string()) }
+    });
+    disk.fill();
+    assert!(read("full") == contents, "read beside a full disk");
+    assert!(rested() > before, "nothing was written to it");
+    federation.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+#[test]
+fn memory_does_not_grow_with_the_file_or_the_readers() {
+    let mut federation = Federation::start(1, &[]);
+    let source = federation.folder().join("source");
+    fs::create_dir(&source).unwrap();
+    let size = 100_u64 << 30;
+    let file = File::create(source.join("large")).unwrap();
+    file.set_len(size).unwrap();
+    // Some of it is no hole.
+    let marks: Vec<u64> = (0..64).map(|number| number * (size / 64) + 12_345).collect();
+    for mark in &marks {
+        file.write_all_at(&mark.to_le_bytes(), *mark).unwrap();
+    }
+    drop(file);
+    let tier = format!("SSD={}:256Mi", federation.folder().join("tier").display());
+    federation.member_arguments = vec!["--tier".to_owned(), tier];
+    federation.add_member("m");
+    federation.api.path_dataset("set", &source);
+    let mount = Mounted::new(&federation.api, "set", federation.folder().join("mount"));
+    let path = mount.directory.join("large");
+    assert_eq!(path.metadata().unwrap().len(), size);
+
+    std::thread::scope(|scope| {
+        for mark in &marks {
+            let path = &path;
+            scope.spawn(move || {
+                let file = File::open(path).unwrap();
+                let mut buffer = vec![0; 1 << 20];
+                for piece in 0..24 {
+                    file.read_exact_at(&mut buffer, mark + (piece << 20)).unwrap();
+                    let (first, rest) = if piece == 0 { buffer.split_at(8) } else { buffer.split_at(0) };
+                    assert!(first.is_empty() || first == mark.to_le_bytes(), "at {mark}");
+                    assert!(rest.iter().all(|byte| *byte == 0), "at {mark}, piece {piece}");
+                }
+            });
+        }
+    });
+
+    let agent = peak(federation.member_process("m"));
+    let mounts: Vec<u64> = mount_processes(federation.folder()).into_iter().map(peak).collect();
+    eprintln!("peak of the agent {} MiB, of the mount {} MiB", agent >> 20, mounts[0] >> 20);
+    assert!(agent < AGENT_PEAK, "the agent had {agent} bytes");
+    assert!(mounts.iter().all(|bytes| *bytes < MOUNT_PEAK), "the mount process had {mounts:?} bytes");
+    federation.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+/// Reads files at random and compares; errors are waited out, wrong bytes are not.
+fn verify_for_ever(directory: &Path, files: &[Vec<u8>], seed: u64, stop: &AtomicBool, right: &AtomicU64) {
+    let mut random = Random::new(seed);
+    let mut buffer = vec![0; 100_000];
+    while !stop.load(Ordering::Relaxed) {
+        let which = usize::try_from(random.below(files.len() as u64)).unwrap();
+        let contents = &files[which];
+        let offset = usize::try_from(random.below((contents.len() - buffer.len()) as u64)).unwrap();
+        let read = File::open(directory.join(which.to_string()))
+            .and_then(|file| file.read_exact_at(&mut buffer, offset as u64));
+        match read {
+            Ok(()) => {
+                assert!(buffer == contents[offset..offset + buffer.len()], "wrong bytes in {which} at {offset}");
+                right.fetch_add(1, Ordering::Relaxed);
+            }
+            // Both processes, or the power, are gone: until they are back.
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+#[test]
+fn whatever_dies_and_whenever_no_reader_sees_a_wrong_byte() {
+    let kills = number("FLUVIAL_KILLS").unwrap_or(KILLS);
+    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
+    let seed = number("FLUVIAL_SEED").unwrap_or(u64::from(clock));
+    println!(
+        "seed {seed}: FLUVIAL_SEED={seed} FLUVIAL_KILLS={kills} cargo nextest run --test mount_faults whatever_dies"
+    );
+    let mut random = Random::new(seed);
+    let minio = Minio::start();
+    minio.create_bucket("data");
+    let files: Arc<Vec<Vec<u8>>> = Arc::new((0..24).map(|number| tree::bytes(100 + number, 6_000_001)).collect());
+    for (number, contents) in files.iter().enumerate() {
+        minio.put_object("data", &number.to_string(), contents);
+    }
+    let mut federation = Federation::start(1, &[]);
+    // All that the agent writes is on a disk whose power can be cut; half of the files fit.
+    let disk = Disk::new(federation.folder().join("disk"), federation.member_dir("m"), 256);
+    federation.member_arguments = vec!["--tier".to_owned(), format!("SSD={}/tier:72Mi", disk.text())];
+    federation.add_member("m");
+    federation.api.s3_dataset("set", "data", &minio);
+    let mount = Mounted::new(&federation.api, "set", federation.folder().join("mount"));
+    let (stop, right) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let readers: Vec<_> = (0..3)
+        .map(|number| {
+            let (stop, right, files) = (stop.clone(), right.clone(), files.clone());
+            let directory = mount.directory.clone();
+            std::thread::spawn(move || verify_for_ever(&directory, &files, seed ^ number, &stop, &right))
+        })
+        .collect();
+    let mut counts = [0; 4];
+    for round in 0..kills {
+        std::thread::sleep(Duration::from_millis(random.below(700)));
+        let kind = usize::try_from(random.below(4)).unwrap();
+        counts[kind] += 1;
+        match kind {
+            0 => mount_processes(federation.folder()).into_iter().for_each(kill),
+            1 => {
+                federation.kill_member("m");
+                federation.run_member("m");
+            }
+            2 => {
+                minio.hang();
+                std::thread::sleep(Duration::from_millis(random.below(500)));
+                minio.go_on();
+            }
+            _ => {
+                disk.cut_power();
+                federation.kill_member("m");
+                mount_processes(federation.folder()).into_iter().for_each(kill);
+                // Which the machine's memory held, and with it files of the disk.
+                let _ = Command::new("umount").arg("-l").arg(&mount.directory).status();
+                disk.start_again();
+                federation.run_member("m");
+            }
+        }
+        let aim = right.load(Ordering::Relaxed) + 20;
+        wait_for(DEADLINE, &format!("reads to be right again after round {round}, kind {kind}"), || {
+            assert!(
+                !readers.iter().any(std::thread::JoinHandle::is_finished),
+                "a reader saw wrong bytes (seed {seed})"
+            );
+            let now = right.load(Ordering::Relaxed);
+            if now >= aim { Ok(()) } else { Err(now) }
+        });
+    }
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.join().expect("a reader saw wrong bytes");
+    }
+    let [mounts, agents, sources, power] = counts;
+    println!("killed: mount {mounts}, agent {agents}, source {sources}, power {power}; {right:?} reads were right");
+    federation.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
