@@ -98,6 +98,7 @@ async fn lead(context: &PlannerContext) -> Result<(), ObjectError> {
                 ticks += 1;
                 cluster::judge(context, &mut mirror).await?;
                 mirror.mark_unfinished();
+                mirror.mark_due(context.clock.now());
                 if ticks.is_multiple_of(GARBAGE_TICKS) {
                     garbage(context, &mirror).await?;
                 }

@@ -60,7 +60,12 @@ impl Bed {
     }
 
     fn scan(&self, generation: i64) -> Work {
-        Work::Scan(ScanWork { dataset: dataset(), generation, sources: vec![self.endpoint("source")] })
+        Work::Scan(ScanWork {
+            dataset: dataset(),
+            generation,
+            request: String::new(),
+            sources: vec![self.endpoint("source")],
+        })
     }
 
     fn migrate(&self) -> MigrateWork {
@@ -275,7 +280,8 @@ async fn a_cancelled_migration_leaves_nothing_and_a_home_can_be_removed() {
 async fn what_somebody_has_to_change_ends_the_work_with_a_reason() {
     let bed = Bed::new().await;
     let agent = agent(&bed.data()).await;
-    let work = ScanWork { dataset: dataset(), generation: 1, sources: vec![bed.endpoint("missing")] };
+    let work =
+        ScanWork { dataset: dataset(), generation: 1, request: String::new(), sources: vec![bed.endpoint("missing")] };
     let id = bed.hub.assign(Work::Scan(work));
     let failed = |report: &Report| matches!(report, Report::Scan(scan) if scan.problem.is_some());
     let (_, Report::Scan(scan)) = bed.hub.report(&id, "a failed scan", failed).await else { unreachable!() };

@@ -70,6 +70,9 @@ pub struct ScanWork {
     pub dataset: DatasetKey,
     /// The dataset's generation: a change asks for a new scan.
     pub generation: i64,
+    /// What this scan is for: another text asks for a new scan.
+    #[serde(default)]
+    pub request: String,
     pub sources: Vec<Endpoint>,
 }
 

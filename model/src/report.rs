@@ -71,6 +71,9 @@ pub enum Report {
 pub struct ScanReport {
     /// The dataset generation that was scanned.
     pub generation: i64,
+    /// What the scan was for.
+    #[serde(default)]
+    pub request: String,
     pub found: Option<Version>,
     pub problem: Option<Problem>,
 }

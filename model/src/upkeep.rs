@@ -23,6 +23,7 @@ use crate::route;
 use crate::uri::{SCHEMES, Uri};
 
 mod mounts;
+pub mod rescan;
 
 /// The engine that fills caches.
 pub const ENGINE: &str = "nodecache";
@@ -103,7 +104,7 @@ fn report<'a>(facts: &Facts<'a>, cluster: &str, work: &Work) -> Option<&'a Repor
     facts.reports.get(&(cluster.to_owned(), work.id())).map(|stored| &stored.report)
 }
 
-/// Lists the sources if that has not been done for this generation of the spec.
+/// Lists the sources if that has not been done for this generation of the spec, is asked for, or is due.
 fn scan(facts: &Facts<'_>, next: &mut Next) {
     let dataset = facts.dataset;
     let generation = dataset.metadata.generation;
@@ -125,26 +126,31 @@ fn scan(facts: &Facts<'_>, next: &mut Next) {
         condition(facts, &mut next.status, "Scanned", ConditionStatus::False, "NoMounts", "the dataset has no mounts");
         return;
     }
-    if next.status.observed_generation == generation && next.status.root.is_some() {
-        return;
-    }
-    let work = Work::Scan(ScanWork { dataset: key(dataset), generation, sources: endpoints });
+    let Some(request) = rescan::request(dataset, facts.now) else { return };
+    let known = next.status.observed_generation == generation && next.status.root.is_some();
+    let work = Work::Scan(ScanWork { dataset: key(dataset), generation, request: request.clone(), sources: endpoints });
     let mut said = Vec::new();
     for cluster in scanners(facts) {
         next.assignments.insert((cluster.clone(), WorkById(work.clone())));
         let current = match report(facts, &cluster, &work) {
-            Some(Report::Scan(scan)) if scan.generation == generation => Some(scan),
+            Some(Report::Scan(scan)) if scan.generation == generation && scan.request == request => Some(scan),
             _ => None,
         };
         match current {
             Some(ScanReport { found: Some(version), .. }) => {
                 let status = &mut next.status;
+                // What the sources hold is what they held: the version stays, with all that is known of it since.
+                let same = known && status.scanned_root.as_ref() == Some(&version.root);
+                if !same {
+                    status.root = Some(version.root.clone());
+                    status.digested = version.digested;
+                    status.files = version.totals.files;
+                    status.directories = version.totals.directories;
+                    status.total_bytes = version.totals.bytes;
+                }
                 status.observed_generation = generation;
-                status.root = Some(version.root.clone());
-                status.digested = version.digested;
-                status.files = version.totals.files;
-                status.directories = version.totals.directories;
-                status.total_bytes = version.totals.bytes;
+                status.scanned_root = Some(version.root.clone());
+                status.rescan_handled = rescan::requested(dataset);
                 status.source_cluster = Some(cluster.clone());
                 status.scanned_time = Some(facts.now);
                 let message = format!("listed by {cluster}");
@@ -166,6 +172,10 @@ fn scan(facts: &Facts<'_>, next: &mut Next) {
         }
     }
     let all_failed = !said.is_empty() && !said.iter().any(|s| s.starts_with("waits"));
+    if known && !all_failed {
+        // The version that is known stays, and stays good.
+        return;
+    }
     let reason = if all_failed { "SourceUnreadable" } else { "Waiting" };
     let message =
         if said.is_empty() { "waits for a Ready cluster that can read the mounts".to_owned() } else { said.join("; ") };

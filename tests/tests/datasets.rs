@@ -146,6 +146,47 @@ fn placements_follow_names_labels_count_and_spread_and_caches_follow_placements(
 }
 
 /// All files below a folder.
+#[test]
+fn sources_that_change_are_listed_again_on_request_and_in_time() {
+    let up = Up::start(1, &["a"]);
+    let api = &up.api;
+    let source = up.folder().join("source");
+    fs::create_dir_all(source.join("kept")).unwrap();
+    fs::write(source.join("kept/file"), "kept").unwrap();
+    fs::write(source.join("gone"), "gone").unwrap();
+    let first = api.path_dataset("set", &source)["status"]["root"].as_str().unwrap().to_owned();
+    let unchanged = api.fluvial(&["dataset", "rescan", "set"]).unwrap();
+    assert!(unchanged.contains("nothing changed"), "{unchanged}");
+
+    fs::remove_file(source.join("gone")).unwrap();
+    fs::write(source.join("new"), "new").unwrap();
+    let changed = api.fluvial(&["dataset", "rescan", "set"]).unwrap();
+
+    assert!(changed.contains("2 files") && changed.contains("a new version"), "{changed}");
+    let differs = api.fluvial(&["dataset", "diff", "set", &first]).unwrap();
+    assert!(differs.contains("gone") && differs.contains("new") && !differs.contains("kept/file"), "{differs}");
+    let before = api.fluvial(&["dataset", "ls", "set", "--root", &first]).unwrap();
+    assert!(before.contains("gone") && !before.contains("new"), "the version before can still be looked at: {before}");
+
+    let every = "fluvial.io/rescan-every";
+    let refused = api.kubectl(&["annotate", "dataset", "set", &format!("{every}=1s")]).unwrap_err();
+    assert!(refused.contains(every) && refused.contains("5s"), "{refused}");
+    api.kubectl(&["annotate", "dataset", "set", &format!("{every}=5s")]).unwrap();
+    fs::write(source.join("later"), "later").unwrap();
+    api.wait_until("dataset", "set", "/status/files", |files| *files == 3);
+    fs::remove_dir_all(&source).unwrap();
+    let scanned = |object: &serde_json::Value| {
+        let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|condition| condition["type"] == "Scanned").unwrap_or_default()
+    };
+    wait_for(DEADLINE, "the loss of the source to be told", || {
+        let now = scanned(&api.get("dataset", "set").unwrap_or_default());
+        if now["reason"] == "SourceUnreadable" { Ok(()) } else { Err(now.to_string()) }
+    });
+    let status = api.get("dataset", "set").unwrap()["status"].clone();
+    assert_eq!((&status["phase"], &status["files"]), (&"Bound".into(), &3.into()), "{status}");
+}
+
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {

@@ -12,14 +12,16 @@ use clap::{Args, Subcommand};
 use fluvial_model::kinds::{Dataset, DatasetSpec, DatasetStatus, Mount};
 use fluvial_model::meta::ConditionStatus;
 use fluvial_model::resource::Resource as _;
+use fluvial_model::upkeep::rescan;
+use http::Method;
 use kube::Client;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 pub(crate) use self::mounts::location_uri;
 use super::options::{self, Keeper, Options, Sorted};
 use crate::args::{Namespace, duration, pair};
-use crate::client::{self, JSON};
+use crate::client::{self, JSON, MERGE_PATCH};
 use crate::kinds::in_path;
 use crate::{objects, output};
 
@@ -38,6 +40,21 @@ pub(crate) enum Command {
     Cat(tree::Cat),
     /// Show what differs between two versions, or between two datasets.
     Diff(tree::Diff),
+    /// List the sources of a dataset again, and make what they hold now its version.
+    Rescan(Rescan),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rescan {
+    name: String,
+    #[command(flatten)]
+    namespace: Namespace,
+    /// Do not wait for the listing.
+    #[arg(long)]
+    no_wait: bool,
+    /// How long to wait.
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    timeout: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -52,6 +69,9 @@ pub(crate) struct Create {
     /// A label of the dataset.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     labels: Vec<(String, String)>,
+    /// List the sources again and again, this long after the last time, such as 10m.
+    #[arg(long, value_name = "DURATION")]
+    rescan_every: Option<String>,
     #[command(flatten)]
     namespace: Namespace,
     /// Wait until its content is known, and print the totals.
@@ -70,6 +90,7 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
                 name: arguments.name,
                 mounts,
                 labels: arguments.labels.into_iter().collect(),
+                rescan_every: arguments.rescan_every,
                 options: arguments.options.sorted()?,
             };
             let client = client::connect(kubeconfig).await?;
@@ -79,13 +100,30 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
             if !arguments.wait {
                 return Ok(());
             }
-            let scanned = scanned(&client, namespace, &made.metadata.name, arguments.timeout).await?;
+            let scanned = scanned(&client, namespace, &made.metadata.name, arguments.timeout, "").await?;
             output::print(&totals(&made.metadata.name, &scanned))
         }
         Command::Ls(arguments) => tree::ls(&client::connect(kubeconfig).await?, arguments).await,
         Command::Cat(arguments) => tree::cat(&client::connect(kubeconfig).await?, arguments).await,
         Command::Diff(arguments) => tree::diff(&client::connect(kubeconfig).await?, arguments).await,
+        Command::Rescan(arguments) => rescan(&client::connect(kubeconfig).await?, arguments).await,
     }
+}
+
+/// Asks for a listing, and, unless told not to, waits for it.
+async fn rescan(client: &Client, arguments: Rescan) -> Result<()> {
+    let Rescan { name, namespace, no_wait, timeout } = arguments;
+    let namespace = namespace.of(client);
+    let request = jiff::Timestamp::now().to_string();
+    let patch = json!({ "metadata": { "annotations": { rescan::REQUESTED: request } } });
+    let before = client::write(client, Method::PATCH, &path(namespace, &name)?, Some((MERGE_PATCH, &patch))).await?;
+    if no_wait {
+        return output::print(&format!("dataset.data.fluid.io/{name} is listed again"));
+    }
+    let before = Dataset::from_value(&before).context("reading the hub's answer")?.status.unwrap_or_default();
+    let after = scanned(client, namespace, &name, timeout, &request).await?;
+    let changed = if before.root == after.root { "; nothing changed" } else { "; a new version" };
+    output::print(&format!("{}{changed}", totals(&name, &after)))
 }
 
 /// A dataset to be made.
@@ -95,6 +133,8 @@ pub(crate) struct Wish {
     /// Where the bytes are and where they appear.
     pub mounts: Vec<Mount>,
     pub labels: BTreeMap<String, String>,
+    /// The time between two listings of the sources.
+    pub rescan_every: Option<String>,
     /// Of every mount that is no local folder; of all mounts if all are.
     pub options: Sorted,
 }
@@ -104,7 +144,7 @@ pub(crate) struct Wish {
 /// # Errors
 /// With what the hub says; then neither exists.
 pub(crate) async fn create(client: &Client, namespace: &str, wish: Wish) -> Result<Dataset> {
-    let Wish { name, mut mounts, labels, options } = wish;
+    let Wish { name, mut mounts, labels, rescan_every, options } = wish;
     let owner = format!("dataset.{name}");
     let keeper = Keeper::new(namespace, format!("{name}-options"), owner, options.secret);
     let local = |mount: &Mount| mount.mount_point.starts_with("file://");
@@ -115,6 +155,7 @@ pub(crate) async fn create(client: &Client, namespace: &str, wish: Wish) -> Resu
     }
     let mut dataset = Dataset::new(namespace, &name, DatasetSpec { mounts, ..DatasetSpec::default() });
     dataset.metadata.labels = labels;
+    dataset.metadata.annotations.extend(rescan_every.map(|every| (rescan::EVERY.to_owned(), every)));
     let object = serde_json::to_value(&dataset).context("writing the dataset as JSON")?;
     in_path("namespace", namespace)?;
     let path = objects::path(&Dataset::INFO, namespace, None);
@@ -122,11 +163,18 @@ pub(crate) async fn create(client: &Client, namespace: &str, wish: Wish) -> Resu
     Dataset::from_value(&made).context("reading the hub's answer")
 }
 
-/// Waits until the content of a dataset is known. A hub that is away for a moment is waited for.
+/// Waits until the content of a dataset is known, as asked for by `request` if it is not empty. A hub that is away for a
+/// moment is waited for.
 ///
 /// # Errors
 /// If its sources cannot be read, or it takes too long: the scan goes on.
-pub(crate) async fn scanned(client: &Client, namespace: &str, name: &str, within: Duration) -> Result<DatasetStatus> {
+pub(crate) async fn scanned(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    within: Duration,
+    request: &str,
+) -> Result<DatasetStatus> {
     let path = path(namespace, name)?;
     let deadline = Instant::now() + within;
     let mut unreadable_since = None;
@@ -139,7 +187,7 @@ pub(crate) async fn scanned(client: &Client, namespace: &str, name: &str, within
                 let condition = status.conditions.iter().find(|condition| condition.kind == "Scanned");
                 let reason = condition.map_or("", |condition| condition.reason.as_str());
                 let current = status.observed_generation == dataset.metadata.generation;
-                if current && status.root.is_some() {
+                if current && status.root.is_some() && (request.is_empty() || status.rescan_handled == request) {
                     return Ok(status);
                 }
                 if let Some(condition) = condition.filter(|condition| condition.status == ConditionStatus::False) {

@@ -126,7 +126,7 @@ async fn main_job(show: &mut Show, federation: &mut Federation, endpoint: &Endpo
     let mount = Mount { mount_point: file_uri(source)?, path: "/".into(), ..Mount::default() };
     let wish = dataset::Wish { name: DATASET.into(), mounts: vec![mount], ..dataset::Wish::default() };
     dataset::create(&client, NAMESPACE, wish).await?;
-    let listed = dataset::scanned(&client, NAMESPACE, DATASET, DATA_LIMIT).await?;
+    let listed = dataset::scanned(&client, NAMESPACE, DATASET, DATA_LIMIT, "").await?;
     show.done(&format!("{}, version {}", dataset::totals(DATASET, &listed), short(listed.root.as_deref())))?;
 
     show.step("a Placement caches it in one cluster that can read it")?;

@@ -10,7 +10,9 @@ use fluvial_model::placement::Decision;
 use fluvial_model::report::{StoredReport, split_report_key};
 use fluvial_model::resource::Resource;
 use fluvial_model::store::{Event, KeyValue, Revision};
+use fluvial_model::upkeep::rescan;
 use fluvial_raft::{Consistency, ListRequest};
+use jiff::Timestamp;
 use tracing::warn;
 
 use crate::objects::{ObjectError, Objects, Stored};
@@ -154,6 +156,12 @@ impl Mirror {
             d.value.status.as_ref().is_none_or(|s| s.observed_generation != d.value.metadata.generation)
         });
         self.dirty.datasets.extend(unlisted.map(|(key, _)| key.clone()));
+    }
+
+    /// Datasets whose sources are to be listed now.
+    pub(super) fn mark_due(&mut self, now: Timestamp) {
+        let due = self.datasets.iter().filter(|(_, d)| rescan::request(&d.value, now).is_some());
+        self.dirty.datasets.extend(due.map(|(key, _)| key.clone()));
     }
 
     /// The unfinished migrations of a dataset, the oldest first.

@@ -17,7 +17,7 @@ fn open() -> (TempDir, Ledger) {
 
 fn scan(name: &str, assignment_generation: u64, content: i64) -> Assignment {
     let dataset = DatasetKey { namespace: "default".into(), name: name.into(), uid: "1".into() };
-    let work = Work::Scan(ScanWork { dataset, generation: content, sources: Vec::new() });
+    let work = Work::Scan(ScanWork { dataset, generation: content, request: String::new(), sources: Vec::new() });
     Assignment { id: work.id(), generation: assignment_generation, work, secrets: Secrets::default(), withdrawn: false }
 }
 
@@ -27,7 +27,7 @@ fn withdrawn(assignment: &Assignment) -> Assignment {
 
 fn said(text: &str) -> Report {
     let problem = fluvial_model::report::Problem { reason: text.into(), message: String::new(), retrying: true };
-    Report::Scan(ScanReport { generation: 1, found: None, problem: Some(problem) })
+    Report::Scan(ScanReport { generation: 1, request: String::new(), found: None, problem: Some(problem) })
 }
 
 fn nobody() -> HashSet<String> {

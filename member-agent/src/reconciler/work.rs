@@ -181,7 +181,8 @@ impl Works {
     async fn failure(&self, id: &str, work: &Work, problem: Problem) -> Report {
         match work {
             Work::Scan(scan) => {
-                Report::Scan(ScanReport { generation: scan.generation, found: None, problem: Some(problem) })
+                let (generation, request) = (scan.generation, scan.request.clone());
+                Report::Scan(ScanReport { generation, request, found: None, problem: Some(problem) })
             }
             Work::Cache(cache) => {
                 let held = self.engine.status(&cache.dataset.uid).await.ok().flatten();
@@ -216,7 +217,8 @@ impl Works {
         blocks::push(&self.link, &self.ledger, &self.blocks, found.root).await?;
         let totals = report::totals(found.totals);
         let version = Version { root: found.root.to_string(), totals, digested: found.digested };
-        Ok(Report::Scan(ScanReport { generation: work.generation, found: Some(version), problem: None }))
+        let (generation, request) = (work.generation, work.request.clone());
+        Ok(Report::Scan(ScanReport { generation, request, found: Some(version), problem: None }))
     }
 
     async fn cache(&self, id: &str, generation: u64, work: &CacheWork, secrets: &Secrets) -> Result<Report, Trouble> {

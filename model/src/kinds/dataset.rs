@@ -136,6 +136,12 @@ pub struct DatasetStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub scanned_time: Option<Timestamp>,
+    /// The manifest root that the last listing of the sources gave: as long as it stays, `root` does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scanned_root: Option<String>,
+    /// The request for a listing (annotation `fluvial.io/rescan-requested`) that was answered last.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rescan_handled: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub homes: Vec<Home>,
     /// Running operations by kind, names joined by commas.
@@ -204,6 +210,7 @@ impl Resource for Dataset {
     metadata_accessors!();
 
     fn validate(&self, _old: Option<&Self>, errors: &mut FieldErrors) {
+        crate::upkeep::rescan::validate(self, errors);
         let spec = Path::root("spec");
         let mounts = spec.key("mounts");
         if self.spec.mounts.len() > MAX_MOUNTS {

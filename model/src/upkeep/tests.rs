@@ -6,6 +6,7 @@ use crate::kinds::{
     ClusterSpec, ClusterStatus, DatasetMountPhase, DatasetMountSpec, DatasetSpec, Mount, PlacementSpec, StorageSpec,
 };
 use crate::report::{MountReport, Problem, RemoveReport, Totals, Version};
+use crate::resource::Resource as _;
 
 fn dataset(uri: &str) -> Dataset {
     let mount = Mount { mount_point: uri.to_owned(), path: "/".to_owned(), ..Mount::default() };
@@ -25,6 +26,7 @@ fn ready(names: &[&str]) -> BTreeMap<String, Cluster> {
 }
 
 struct World {
+    now: Timestamp,
     dataset: Dataset,
     storages: BTreeMap<String, Storage>,
     clusters: BTreeMap<String, Cluster>,
@@ -36,6 +38,7 @@ struct World {
 impl World {
     fn new(uri: &str, clusters: &[&str]) -> Self {
         Self {
+            now: Timestamp::UNIX_EPOCH,
             dataset: dataset(uri),
             storages: BTreeMap::new(),
             clusters: ready(clusters),
@@ -64,7 +67,7 @@ impl World {
             reports: &self.reports,
             migrations: &[],
             mounts: &mounts,
-            now: Timestamp::UNIX_EPOCH,
+            now: self.now,
         })
     }
 
@@ -77,7 +80,11 @@ impl World {
         let version =
             Version { root: "r".into(), totals: Totals { files: 3, directories: 1, bytes: 4096 }, digested: false };
         let by = self.clusters.keys().next().cloned().unwrap();
-        self.say(&by, "scan", Report::Scan(ScanReport { generation: 1, found: Some(version), problem: None }));
+        self.say(
+            &by,
+            "scan",
+            Report::Scan(ScanReport { generation: 1, request: "/".into(), found: Some(version), problem: None }),
+        );
         self.dataset.status = Some(self.plan().status);
     }
 
@@ -101,11 +108,19 @@ fn a_new_dataset_is_listed_by_one_cluster_after_the_other() {
     let mut world = World::new("file:///data", &["a", "b"]);
     assert_eq!(work_by_cluster(&world.plan()), [("a", "scan/default/d/u".to_owned())]);
     let problem = Problem { reason: "NotFound".into(), message: "/data does not exist".into(), retrying: false };
-    world.say("a", "scan", Report::Scan(ScanReport { generation: 1, found: None, problem: Some(problem) }));
+    world.say(
+        "a",
+        "scan",
+        Report::Scan(ScanReport { generation: 1, request: "/".into(), found: None, problem: Some(problem) }),
+    );
     assert_eq!(work_by_cluster(&world.plan()).len(), 2);
     let version =
         Version { root: "r".into(), totals: Totals { files: 3, directories: 1, bytes: 4096 }, digested: false };
-    world.say("b", "scan", Report::Scan(ScanReport { generation: 1, found: Some(version), problem: None }));
+    world.say(
+        "b",
+        "scan",
+        Report::Scan(ScanReport { generation: 1, request: "/".into(), found: Some(version), problem: None }),
+    );
     let next = world.plan();
     assert!(next.assignments.is_empty());
     assert_eq!(
@@ -118,7 +133,11 @@ fn a_new_dataset_is_listed_by_one_cluster_after_the_other() {
 fn a_source_that_nobody_can_read_fails_with_what_each_agent_said() {
     let mut world = World::new("file:///data", &["a"]);
     let problem = Problem { reason: "NotFound".into(), message: "/data does not exist".into(), retrying: false };
-    world.say("a", "scan", Report::Scan(ScanReport { generation: 1, found: None, problem: Some(problem) }));
+    world.say(
+        "a",
+        "scan",
+        Report::Scan(ScanReport { generation: 1, request: "/".into(), found: None, problem: Some(problem) }),
+    );
     let status = world.plan().status;
     assert_eq!(status.phase, DatasetPhase::Failed);
     assert_eq!(status.conditions[0].message, "a: NotFound: /data does not exist");
@@ -132,7 +151,11 @@ fn files_in_a_storage_are_listed_by_its_cluster_alone() {
     let scan = ("b", "scan/default/d/u".to_owned());
     assert_eq!(work_by_cluster(&world.plan()), std::slice::from_ref(&scan));
     let problem = Problem { reason: "NotFound".into(), message: "no such folder".into(), retrying: false };
-    world.say("b", "scan", Report::Scan(ScanReport { generation: 1, found: None, problem: Some(problem) }));
+    world.say(
+        "b",
+        "scan",
+        Report::Scan(ScanReport { generation: 1, request: "/".into(), found: None, problem: Some(problem) }),
+    );
     assert_eq!(work_by_cluster(&world.plan()), [scan], "nobody else is asked");
 }
 
@@ -144,6 +167,85 @@ fn a_report_of_an_older_spec_is_not_taken_for_the_present_one() {
     let next = world.plan();
     assert_eq!(next.status.observed_generation, 1);
     assert_eq!(work_by_cluster(&next), [("a", "scan/default/d/u".to_owned())]);
+}
+
+/// The scan that is asked for, and a report on it that found `root`.
+fn list_again(world: &mut World, root: &str) -> Next {
+    let asked = world.plan().assignments.into_iter().find_map(|(_, work)| match work.0 {
+        Work::Scan(scan) => Some(scan.request),
+        _ => None,
+    });
+    let version = Version { root: root.into(), totals: Totals { files: 9, directories: 1, bytes: 1 }, digested: false };
+    let request = asked.expect("a scan is asked for");
+    world.say("a", "scan", Report::Scan(ScanReport { generation: 1, request, found: Some(version), problem: None }));
+    let next = world.plan();
+    world.dataset.status = Some(next.status.clone());
+    next
+}
+
+#[test]
+fn sources_are_listed_again_on_request_once() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.scanned();
+    assert!(world.plan().assignments.is_empty());
+    world.dataset.metadata.annotations.insert(rescan::REQUESTED.into(), "now".into());
+    assert_eq!(work_by_cluster(&world.plan()), [("a", "scan/default/d/u".to_owned())], "the old report is no answer");
+    assert_eq!(world.plan().status.phase, DatasetPhase::Bound);
+    let next = list_again(&mut world, "other");
+    assert_eq!((next.status.root.as_deref(), next.status.files), (Some("other"), 9));
+    assert_eq!(next.status.rescan_handled, "now");
+    assert!(world.plan().assignments.is_empty());
+}
+
+#[test]
+fn sources_are_listed_again_when_it_is_time() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.dataset.metadata.annotations.insert(rescan::EVERY.into(), "10m".into());
+    world.scanned();
+    world.now = Timestamp::from_second(599).unwrap();
+    assert!(world.plan().assignments.is_empty());
+    world.now = Timestamp::from_second(600).unwrap();
+    list_again(&mut world, "r");
+    assert!(world.plan().assignments.is_empty(), "the time counts from the last listing");
+    world.now = Timestamp::from_second(1200).unwrap();
+    assert_eq!(world.plan().assignments.len(), 1);
+}
+
+#[test]
+fn sources_that_did_not_change_keep_the_version_and_what_is_known_of_it() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.scanned();
+    let status = world.dataset.status.as_mut().unwrap();
+    (status.root, status.digested) = (Some("digested".into()), true);
+    world.dataset.metadata.annotations.insert(rescan::REQUESTED.into(), "1".into());
+    let next = list_again(&mut world, "r");
+    assert_eq!((next.status.root.as_deref(), next.status.digested, next.status.files), (Some("digested"), true, 3));
+}
+
+#[test]
+fn sources_that_cannot_be_listed_again_leave_the_version() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.scanned();
+    world.dataset.metadata.annotations.insert(rescan::REQUESTED.into(), "1".into());
+    let request = "1970-01-01T00:00:00Z/1".to_owned();
+    let problem = Some(Problem { reason: "Denied".into(), message: "no".into(), retrying: true });
+    world.say("a", "scan", Report::Scan(ScanReport { generation: 1, request, found: None, problem }));
+    let status = world.plan().status;
+    assert_eq!((status.phase, status.root.as_deref()), (DatasetPhase::Bound, Some("r")));
+    let told = status.conditions.iter().find(|condition| condition.kind == "Scanned").unwrap();
+    assert_eq!((told.reason.as_str(), told.message.as_str()), ("SourceUnreadable", "a: Denied: no"));
+}
+
+#[test]
+fn a_time_between_listings_that_is_none_is_refused() {
+    for (text, good) in [("10m", true), ("1h 30m", true), ("5s", true), ("1s", false), ("-1h", false), ("often", false)]
+    {
+        let mut dataset = dataset("s3://bucket/x");
+        dataset.metadata.annotations.insert(rescan::EVERY.into(), text.into());
+        let mut errors = crate::field::FieldErrors::default();
+        dataset.validate(None, &mut errors);
+        assert_eq!(format!("{errors:?}").contains("rescan-every"), !good, "{text}: {errors:?}");
+    }
 }
 
 #[test]
