@@ -130,6 +130,91 @@ fn a_mounted_dataset_is_the_folder_and_unmounted_it_leaves_nothing() {
 }
 
 #[test]
+fn names_that_only_look_alike_are_different_files_and_what_no_dataset_holds_is_told() {
+    let up = Up::start(1, &["a"]);
+    let api = &up.api;
+    let source = up.folder().join("source");
+    fs::create_dir(&source).unwrap();
+    // Case, and two ways to write the same letter.
+    for name in ["name", "Name", "NAME", "caf\u{e9}", "cafe\u{301}", "K", "\u{212a}", "..a", " ", "-rf"] {
+        fs::write(source.join(name), name.escape_unicode().to_string()).unwrap();
+    }
+    api.path_dataset("set", &source);
+    let mount = Mounted::new(api, "set", up.folder().join("mount"));
+    assert_eq!(tree::difference(&source, &mount.directory), "");
+    assert_eq!(fs::read_dir(&mount.directory).unwrap().count(), 10);
+    let attributes = Command::new("python3")
+        .args(["-c", "import os, sys; print(os.listxattr(sys.argv[1]))"])
+        .arg(mount.directory.join("name"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&attributes.stdout).into_owned() + &String::from_utf8_lossy(&attributes.stderr);
+    assert!(said.starts_with("[]") || said.contains("not supported"), "{said}");
+
+    // Busy: a reader, and a program whose folder it is.
+    let mut inside = Command::new("sleep").arg("60").current_dir(&mount.directory).spawn().unwrap();
+    api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+    assert!(!mount.is_there());
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+
+    let odd = up.folder().join("odd");
+    fs::create_dir(&odd).unwrap();
+    fs::write(odd.join("file"), "x").unwrap();
+    assert!(Command::new("mkfifo").arg(odd.join("pipe")).status().unwrap().success());
+    let refused = api
+        .fluvial(&["dataset", "create", "odd", "--mount", odd.to_str().unwrap(), "--wait", "--timeout", "30s"])
+        .unwrap_err();
+    assert!(refused.contains("pipe"), "it names what cannot be held: {refused}");
+}
+
+#[test]
+fn a_source_that_is_changed_in_mid_read_is_an_error_and_never_two_versions() {
+    let up = Up::start(1, &["a"]);
+    let api = &up.api;
+    let source = up.folder().join("source");
+    fs::create_dir(&source).unwrap();
+    let (before, after) = (vec![b'1'; 40 << 20], vec![b'2'; 40 << 20]);
+    fs::write(source.join("overwritten"), &before).unwrap();
+    fs::write(source.join("truncated"), &before).unwrap();
+    api.path_dataset("set", &source);
+    let mount = Mounted::new(api, "set", up.folder().join("mount"));
+    let mut first = vec![0; 4096];
+    let open = ["overwritten", "truncated"].map(|name| {
+        let file = File::open(mount.directory.join(name)).unwrap();
+        file.read_exact_at(&mut first, 0).unwrap();
+        assert!(first.iter().all(|byte| *byte == b'1'));
+        (name, file)
+    });
+
+    fs::write(source.join("overwritten"), &after).unwrap();
+    File::options().write(true).open(source.join("truncated")).unwrap().set_len(20 << 20).unwrap();
+
+    for (name, file) in open {
+        let mut failed = 0;
+        for piece in 0..40 {
+            let mut buffer = vec![0; 1 << 20];
+            match file.read_exact_at(&mut buffer, piece << 20) {
+                Ok(()) => assert!(buffer.iter().all(|byte| *byte == b'1'), "{name}: other bytes in piece {piece}"),
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+                    failed += 1;
+                }
+            }
+        }
+        assert!(failed > 0, "{name}: what was not fetched before is gone");
+        let again = fs::read(mount.directory.join(name)).unwrap_err();
+        assert_eq!(again.raw_os_error(), Some(5), "{again}");
+    }
+    api.fluvial(&["dataset", "rescan", "set"]).unwrap();
+    wait_for(DEADLINE, "what the source holds now", || {
+        let found = tree::difference(&source, &mount.directory);
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    });
+    api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+#[test]
 fn a_mount_in_the_foreground_ends_with_its_command() {
     let up = Up::start(1, &["a"]);
     let source = up.folder().join("source");

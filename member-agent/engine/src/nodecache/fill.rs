@@ -112,6 +112,10 @@ impl Origin {
     }
 
     fn of_source(&self, error: TransferError) -> EngineError {
+        // The version that is wanted is gone: asking again does not bring it back.
+        if matches!(error, TransferError::Changed { .. }) {
+            return self.differs("it was replaced or written to");
+        }
         EngineError::Source { dataset: self.dataset.clone(), source: Box::new(error) }
     }
 
