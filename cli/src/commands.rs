@@ -8,6 +8,7 @@ pub(crate) mod delete;
 pub(crate) mod demo;
 pub(crate) mod describe;
 pub(crate) mod get;
+pub(crate) mod hook;
 pub(crate) mod hub;
 pub(crate) mod kubeconfig;
 pub(crate) mod member;

@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    apply, cluster, completion, dataset, delete, demo, describe, get, hub, kubeconfig, member, migrate, mount, op,
-    placement, query, storage, token, up, watch,
+    apply, cluster, completion, dataset, delete, demo, describe, get, hook, hub, kubeconfig, member, migrate, mount,
+    op, placement, query, storage, token, up, watch,
 };
 
 /// A federation hub for datasets.
@@ -52,6 +52,9 @@ enum Command {
     /// Datasets: create, and look into them.
     #[command(subcommand)]
     Dataset(dataset::Command),
+    /// Addresses that stores call when something in them changed.
+    #[command(subcommand)]
+    Hook(hook::Command),
     /// Places where data of record can live.
     #[command(subcommand)]
     Storage(storage::Command),
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
                 Command::Token(command) => token::run(kubeconfig, command).await,
                 Command::Cluster(command) => cluster::run(kubeconfig, command).await,
                 Command::Dataset(command) => dataset::run(kubeconfig, command).await,
+                Command::Hook(command) => hook::run(kubeconfig, command).await,
                 Command::Storage(command) => storage::run(kubeconfig, command).await,
                 Command::Placement(command) => placement::run(kubeconfig, command).await,
                 Command::Migrate(arguments) => migrate::run(kubeconfig, arguments).await,

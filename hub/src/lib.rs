@@ -13,6 +13,7 @@ pub mod blocks;
 pub mod catalog;
 pub mod clock;
 pub mod enrol;
+pub mod hooks;
 pub mod liveness;
 pub mod objects;
 pub mod peers;

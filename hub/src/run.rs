@@ -47,6 +47,7 @@ use crate::blocks::{BlockError, Blocks};
 use crate::clock::{SharedClock, SystemClock};
 use crate::enrol::revocations::RevocationWatcher;
 use crate::enrol::{HubSecrets, Issuer, Joins};
+use crate::hooks;
 use crate::liveness::Liveness;
 use crate::objects::Objects;
 use crate::peers::{Dialler, Hub as HubMember, MAX_MESSAGE, Membership, Peers};
@@ -221,7 +222,8 @@ impl Hub {
             .into_axum_router();
         let api = crate::api::router(api_state(&objects, &clock, &store));
         let views = ViewsState::new(issuer, blocks, context.registry.clone(), peers.clone(), record.advertise.clone());
-        let services = Services { grpc, rest: views::router(views, api) };
+        let (rest, notices) = hooks::router(objects.clone(), clock.clone(), views::router(views, api));
+        let services = Services { grpc, rest };
         let guard = Guard { credentials: credentials.clone(), trust_domain, denied, denied_changed };
         let server = server::serve(listener, guard, services)
             .map_err(|source| RunError::Listen { address: record.listen.to_string(), source })?;
@@ -229,6 +231,7 @@ impl Hub {
         let cancel = CancellationToken::new();
         let mut tasks = Tasks { set: JoinSet::new(), cancel: cancel.clone() };
         tasks.spawn(revocations.run());
+        tasks.spawn(notices);
         tasks.spawn(context.secrets.clone().run(shared));
         tasks.spawn(tell_beats(context.liveness.clone(), peers));
         tasks.spawn(members::keep(store.clone(), objects.clone(), dialler, clock.clone()));

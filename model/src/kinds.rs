@@ -9,6 +9,7 @@ pub mod datasetmount;
 pub mod jointoken;
 pub mod placement;
 pub mod source;
+pub mod sourcehook;
 pub mod storage;
 
 pub use self::cachelocation::{CacheLocation, CacheLocationStatus, MediumUsage, NodeUsage};
@@ -23,6 +24,7 @@ pub use self::datasetmount::{DatasetMount, DatasetMountPhase, DatasetMountSpec, 
 pub use self::jointoken::{JoinToken, JoinTokenSpec, JoinTokenStatus};
 pub use self::placement::{ClusterChoice, DatasetChoice, Placement, PlacementSpec, PlacementStatus};
 pub use self::source::{EncryptOption, EncryptOptionSource, Mount, SecretKeySelector};
+pub use self::sourcehook::{SourceHook, SourceHookSpec, SourceHookStatus};
 pub use self::storage::{Storage, StorageSpec, StorageStatus};
 
 use crate::resource::Kind;
@@ -39,6 +41,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<Placement>(),
     Kind::of::<CacheLocation>(),
     Kind::of::<DatasetMount>(),
+    Kind::of::<SourceHook>(),
     Kind::of::<JoinToken>(),
 ];
 

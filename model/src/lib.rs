@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod meta;
 pub mod migration;
 pub mod names;
+pub mod notification;
 pub mod placement;
 pub mod report;
 pub mod resource;

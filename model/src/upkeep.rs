@@ -127,6 +127,7 @@ fn scan(facts: &Facts<'_>, next: &mut Next) {
         return;
     }
     let Some(request) = rescan::request(dataset, facts.now) else { return };
+    rescan::begin(&mut next.status);
     let known = next.status.observed_generation == generation && next.status.root.is_some();
     let work = Work::Scan(ScanWork { dataset: key(dataset), generation, request: request.clone(), sources: endpoints });
     let mut said = Vec::new();
@@ -151,6 +152,7 @@ fn scan(facts: &Facts<'_>, next: &mut Next) {
                 status.observed_generation = generation;
                 status.scanned_root = Some(version.root.clone());
                 status.rescan_handled = rescan::requested(dataset);
+                rescan::end(status);
                 status.source_cluster = Some(cluster.clone());
                 status.scanned_time = Some(facts.now);
                 let message = format!("listed by {cluster}");

@@ -8,11 +8,12 @@
 use crate::bed::{bed_bin, free_port};
 use crate::wait::wait_for;
 use rusty_s3::actions::ListObjectsV2;
-use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
+use rusty_s3::signing::sign;
+use rusty_s3::{Bucket, Credentials, Method, S3Action, UrlStyle};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
 /// MinIO is ready in about 0.6 s on an idle machine; ten tests starting one each on two cores take ten times that.
@@ -28,6 +29,15 @@ const GET_LIMIT_BYTES: u64 = 1 << 30;
 
 const LOG_FILE: &str = "minio.log";
 const DATA_FOLDER: &str = "data";
+
+/// Where MinIO tells of changes.
+pub struct Webhook {
+    pub url: String,
+    /// Sent as a bearer token.
+    pub token: String,
+    /// The certificates that it trusts for it, in PEM.
+    pub ca_file: PathBuf,
+}
 
 /// A running MinIO server.
 pub struct Minio {
@@ -49,8 +59,14 @@ impl Minio {
     /// Starts a server with no buckets and returns when it is ready.
     #[track_caller]
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// The same, with an address that it calls for buckets that are to [`Minio::notify`].
+    #[track_caller]
+    pub fn start_with(webhook: Option<&Webhook>) -> Self {
         for attempt in 1..=START_ATTEMPTS {
-            let mut server = Self::spawn();
+            let mut server = Self::spawn(webhook);
             match server.wait_until_ready() {
                 Ok(()) => return server,
                 Err(exit) => assert!(attempt < START_ATTEMPTS, "MinIO did not start: {exit}\n{}", server.log()),
@@ -130,15 +146,37 @@ impl Minio {
         response.body_mut().read_to_string().unwrap_or_else(|e| panic!("listing failed: {e}"))
     }
 
-    fn spawn() -> Self {
+    /// Has every change in a bucket told to the webhook.
+    #[track_caller]
+    pub fn notify(&self, bucket: &str) {
+        let url = format!("{}/{bucket}", self.endpoint).parse().expect("an address and a name make a URL");
+        let (method, query) = (Method::Put, [("notification", "")]);
+        let now = SystemTime::now().try_into().expect("this is a year that can be written");
+        let (key, secret, life) = (&self.access_key, &self.secret_key, SIGNATURE_VALID.as_secs());
+        let headers = std::iter::empty::<(&str, &str)>();
+        let url = sign(&now, method, url, key, secret, None, Self::REGION, life, query.into_iter(), headers);
+        let events =
+            ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"].map(|event| format!("<Event>{event}</Event>")).concat();
+        let queue = "<Queue>arn:minio:sqs::FLUVIAL:webhook</Queue>";
+        let body = format!(
+            "<NotificationConfiguration><QueueConfiguration>{queue}{events}</QueueConfiguration></NotificationConfiguration>"
+        );
+        self.agent.put(url.as_str()).send(&body).unwrap_or_else(|e| panic!("notifying of `{bucket}` failed: {e}"));
+    }
+
+    fn spawn(webhook: Option<&Webhook>) -> Self {
         let dir = tempfile::Builder::new().prefix("minio-").tempdir().expect("the temporary folder is writable");
         let log = File::create(dir.path().join(LOG_FILE)).expect("a new folder is writable");
         let port = free_port();
         let access_key = "bed-root".to_owned();
         let secret_key = format!("bed-secret-{}-{port}", std::process::id());
-        let child = Command::new(bed_bin("minio"))
+        let mut command = Command::new(bed_bin("minio"));
+        let certs = dir.path().join("certs");
+        command
             .args(["server", "--quiet", "--address"])
             .arg(format!("127.0.0.1:{port}"))
+            .arg("--certs-dir")
+            .arg(&certs)
             .arg(dir.path().join(DATA_FOLDER))
             // Its own settings and nobody else's: MinIO reads MINIO_* and the home folder.
             .env_clear()
@@ -146,7 +184,14 @@ impl Minio {
             .env("MINIO_ROOT_USER", &access_key)
             .env("MINIO_ROOT_PASSWORD", &secret_key)
             .env("MINIO_BROWSER", "off")
-            .env("MINIO_UPDATE", "off")
+            .env("MINIO_UPDATE", "off");
+        std::fs::create_dir_all(certs.join("CAs")).expect("a new folder is writable");
+        if let Some(Webhook { url, token, ca_file }) = webhook {
+            std::fs::copy(ca_file, certs.join("CAs/hub.crt")).expect("the CA's file can be read");
+            let variables = [("ENABLE", "on"), ("ENDPOINT", url.as_str()), ("AUTH_TOKEN", token.as_str())];
+            command.envs(variables.map(|(name, value)| (format!("MINIO_NOTIFY_WEBHOOK_{name}_FLUVIAL"), value)));
+        }
+        let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file handle can be doubled"))
             .stderr(log)

@@ -50,6 +50,8 @@ pub enum ApiError {
     BadRequest(String),
     #[error("the caller presented no identity: use a client certificate of this trust domain")]
     Unauthorized,
+    #[error("the bearer token is not the one of this hook: it must be sent as `Authorization: Bearer TOKEN`")]
+    BadToken,
     #[error("{message}")]
     Forbidden { subject: Option<Subject>, message: String },
     #[error("the server could not find the requested resource: {path}")]
@@ -104,7 +106,7 @@ impl ApiError {
     fn code_and_reason(&self) -> (StatusCode, &'static str) {
         match self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "BadRequest"),
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+            Self::Unauthorized | Self::BadToken => (StatusCode::UNAUTHORIZED, "Unauthorized"),
             Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "Forbidden"),
             Self::NoSuchPath { .. } | Self::NotFound(_) => (StatusCode::NOT_FOUND, "NotFound"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),

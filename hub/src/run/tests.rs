@@ -3,6 +3,7 @@
 mod enrolment;
 mod fixture;
 mod fleet;
+mod hooks;
 mod port;
 mod revocation;
 mod session;

@@ -1,7 +1,7 @@
 //! Who may call what: one table from service to rule, and no way around it.
 //!
 //! Invariants: a gRPC service that is not in the table is denied to all; everything that is not gRPC is REST, and REST
-//! is for users. The rules look at the certificate alone, never at what a request says of itself.
+//! is for users, probes and the notifications of stores excepted. The rules look at the certificate alone, never at what a request says of itself.
 
 use axum::http::{HeaderMap, header};
 use fluvial_certs::{Identity, Verified};
@@ -11,6 +11,8 @@ use fluvial_proto::v1::join_service_server::SERVICE_NAME as JOIN;
 use fluvial_proto::v1::peer_service_server::SERVICE_NAME as PEER;
 use fluvial_raft::PEER_METADATA_FROM;
 use thiserror::Error;
+
+use crate::hooks::is_hook;
 
 /// Who may call a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +65,8 @@ pub fn decide(path: &str, headers: &HeaderMap, verified: Option<&Verified>) -> R
             (Family::Grpc, service, rule.is_some_and(|rule| rule.allows(identity, headers)))
         }
         None if PROBES.contains(&path) => (Family::Rest, path, true),
+        // The request carries its own credential.
+        None if is_hook(path) => (Family::Rest, path, true),
         None => (Family::Rest, path, matches!(identity, Some(Identity::User { .. }))),
     };
     match identity {
@@ -157,6 +161,16 @@ mod tests {
         assert_eq!(decide("/livez", &plain, None), Ok(Family::Rest));
         assert!(matches!(decide("/apis", &plain, None), Err(Denial::NoCertificate { .. })));
         assert!(matches!(decide("/apis", &plain, Some(&cluster)), Err(Denial::Forbidden { .. })));
+        let hooks = "/apis/fluvial.io/v1alpha1/namespaces/default/sourcehooks";
+        assert_eq!(decide(&format!("{hooks}/h/notifications"), &plain, None), Ok(Family::Rest));
+        for path in [
+            hooks.to_owned(),
+            format!("{hooks}/h"),
+            format!("{hooks}//notifications"),
+            format!("{hooks}/h/notifications/x"),
+        ] {
+            assert!(matches!(decide(&path, &plain, None), Err(Denial::NoCertificate { .. })), "{path}");
+        }
     }
 
     #[test]

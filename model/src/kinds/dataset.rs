@@ -142,6 +142,15 @@ pub struct DatasetStatus {
     /// The request for a listing (annotation `fluvial.io/rescan-requested`) that was answered last.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub rescan_handled: String,
+    /// Counts notices that something changed at the sources. Many of them between two listings may count as one.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub source_changes: u64,
+    /// The changes that had been counted when the listing began that is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listing_changes: Option<u64>,
+    /// The changes that had been counted when the last listing began: whatever came later may not be in it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub listed_changes: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub homes: Vec<Home>,
     /// Running operations by kind, names joined by commas.
@@ -169,6 +178,11 @@ pub struct DatasetStatus {
     pub data_load_ref: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub data_backup_ref: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Resource for Dataset {

@@ -211,6 +211,44 @@ fn sources_are_listed_again_when_it_is_time() {
     assert_eq!(world.plan().assignments.len(), 1);
 }
 
+/// The next listing is told of a change, and then asked for.
+fn notice(world: &mut World) -> bool {
+    rescan::notice(world.dataset.status.as_mut().unwrap())
+}
+
+#[test]
+fn a_noticed_change_has_the_sources_listed_once_however_often_it_is_noticed() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.scanned();
+    assert_eq!([notice(&mut world), notice(&mut world), notice(&mut world)], [true, false, false]);
+    assert!(world.plan().assignments.is_empty(), "not so soon after the last listing");
+    world.now = Timestamp::from_second(5).unwrap();
+    list_again(&mut world, "other");
+    assert!(world.plan().assignments.is_empty());
+    world.now = Timestamp::from_second(1000).unwrap();
+    assert!(world.plan().assignments.is_empty());
+}
+
+#[test]
+fn a_change_that_is_noticed_while_the_sources_are_listed_does_not_stop_the_listing_and_asks_for_another() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.scanned();
+    notice(&mut world);
+    world.now = Timestamp::from_second(60).unwrap();
+    let begun = world.plan();
+    world.dataset.status = Some(begun.status.clone());
+    assert!(notice(&mut world), "the listing may have passed the place already");
+    assert!(!notice(&mut world));
+    assert_eq!(world.plan().assignments, begun.assignments, "the same scan goes on");
+    list_again(&mut world, "other");
+    assert!(world.plan().assignments.is_empty());
+    world.now = Timestamp::from_second(65).unwrap();
+    assert_eq!(work_by_cluster(&world.plan()), [("a", "scan/default/d/u".to_owned())]);
+    list_again(&mut world, "third");
+    world.now = Timestamp::from_second(1000).unwrap();
+    assert!(world.plan().assignments.is_empty());
+}
+
 #[test]
 fn sources_that_did_not_change_keep_the_version_and_what_is_known_of_it() {
     let mut world = World::new("s3://bucket/x", &["a"]);

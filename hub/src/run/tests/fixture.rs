@@ -128,16 +128,30 @@ impl TestHub {
         path: &str,
         body: Value,
     ) -> (StatusCode, Bytes) {
+        self.rest_with(identity, method, path, body, &[]).await
+    }
+
+    /// The same, with headers beside the usual ones.
+    pub(super) async fn rest_with(
+        &self,
+        identity: Option<&Identity>,
+        method: &str,
+        path: &str,
+        body: Value,
+        headers: &[(&str, &str)],
+    ) -> (StatusCode, Bytes) {
         let stream = dial(&self.address(), self.tls(identity, tls::ALPN_HTTP1)).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         let connection = tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", self.address())
-            .header("content-type", "application/json")
-            .body(Body::from(body.to_string()))
-            .unwrap();
+            .header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::from(body.to_string())).unwrap();
         let response = sender.send_request(request).await.unwrap();
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
