@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use fluvial_tests::disk::Disk;
 use fluvial_tests::federation::{DEADLINE, Federation, Up};
 use fluvial_tests::minio::Minio;
-use fluvial_tests::mount::{Mounted, kill, mount_processes};
+use fluvial_tests::mount::{Mounted, kill, mount_processes, peak};
 use fluvial_tests::proxy::{Fault, Plan, Proxy};
 use fluvial_tests::tree;
 use fluvial_tests::wait::wait_for;
@@ -41,13 +41,6 @@ impl Random {
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
-}
-
-/// The largest resident set that a process ever had, in bytes.
-fn peak(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
 #[test]

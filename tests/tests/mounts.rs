@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use fluvial_tests::federation::{Api, DEADLINE, Federation, Up};
 use fluvial_tests::minio::Minio;
-use fluvial_tests::mount::{Mounted, kill, mount_processes};
+use fluvial_tests::mount::{Mounted, kill, mount_processes, peak};
 use fluvial_tests::tree;
 use fluvial_tests::wait::wait_for;
 
@@ -440,4 +440,58 @@ fn a_directory_of_a_hundred_thousand_files_is_listed() {
     let mut file = File::open(mount.directory.join("many/050000")).unwrap();
     assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), 0);
     up.api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
+}
+
+/// Files of the test below, in directories of a thousand, unless `FLUVIAL_FILES` says how many: a million takes two and a
+/// half minutes here.
+const FILES: u32 = 200_000;
+/// What a process may have in memory at its peak, however many there are.
+const PEAK: u64 = 128 << 20;
+
+#[test]
+fn many_files_are_found_by_name_and_cost_no_memory() {
+    let files = std::env::var("FLUVIAL_FILES").ok().and_then(|text| text.parse().ok()).unwrap_or(FILES);
+    let mut federation = Federation::start(1, &[]);
+    federation.add_member("m");
+    // In memory: to make and remove so many is not what is tested.
+    let source = tempfile::tempdir_in("/dev/shm").unwrap();
+    let source = source.path();
+    for number in 0..files {
+        let directory = source.join(format!("{:04}", number / 1000));
+        if number % 1000 == 0 {
+            fs::create_dir_all(&directory).unwrap();
+        }
+        let file = File::create(directory.join(format!("{number:07}"))).unwrap();
+        if number % 20_011 == 7 {
+            file.write_all_at(&number.to_le_bytes(), 0).unwrap();
+        }
+    }
+    let api = &federation.api;
+    let uri = format!("file://{}", source.to_str().unwrap());
+    let since = Instant::now();
+    api.fluvial(&["dataset", "create", "set", "--mount", &uri, "--wait", "--timeout", "170s"]).unwrap();
+    eprintln!("scanned in {:?}", since.elapsed());
+    let since = Instant::now();
+    let mount = Mounted::new(api, "set", federation.folder().join("mount"));
+    eprintln!("mounted in {:?}", since.elapsed());
+
+    let since = Instant::now();
+    let listed: usize = fs::read_dir(&mount.directory)
+        .unwrap()
+        .map(|directory| fs::read_dir(directory.unwrap().path()).unwrap().count())
+        .sum();
+    eprintln!("listed in {:?}", since.elapsed());
+    assert_eq!(listed, usize::try_from(files).unwrap());
+    let since = Instant::now();
+    for number in (7..files).step_by(20_011) {
+        let file = mount.directory.join(format!("{:04}/{number:07}", number / 1000));
+        assert_eq!(fs::read(file).unwrap(), number.to_le_bytes());
+    }
+    eprintln!("read from in {:?}", since.elapsed());
+    let agent = peak(federation.member_process("m"));
+    let serving: Vec<u64> = mount_processes(federation.folder()).into_iter().map(peak).collect();
+    eprintln!("peak of the agent {} MiB, of the mount {} MiB", agent >> 20, serving[0] >> 20);
+    assert!(agent < PEAK, "the agent had {agent} bytes");
+    assert!(serving.iter().all(|bytes| *bytes < PEAK), "the mount process had {serving:?} bytes");
+    api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
 }
