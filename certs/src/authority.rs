@@ -289,10 +289,10 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// What a leaf may be used for: hubs and clusters speak both ways among each other, a user only calls.
+/// What a leaf may be used for: hubs, clusters and nodes speak both ways among each other, a user only calls.
 fn purposes(identity: &Identity) -> Vec<ExtendedKeyUsagePurpose> {
     match identity {
-        Identity::Hub { .. } | Identity::Cluster { .. } => {
+        Identity::Hub { .. } | Identity::Cluster { .. } | Identity::Node { .. } => {
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]
         }
         Identity::User { .. } => vec![ExtendedKeyUsagePurpose::ClientAuth],

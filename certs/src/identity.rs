@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | hub 7 | `spiffe://TRUST/hub/7` | `CN=hub-7` |
 //! | cluster a | `spiffe://TRUST/cluster/a` | `CN=cluster-a` |
+//! | node n of cluster a | `spiffe://TRUST/cluster/a/node/n` | `CN=node-n` |
 //! | user ann | `spiffe://TRUST/user/ann` | `CN=ann`, one `O` per group, as Kubernetes has it |
 //!
 //! Invariant: parsing is exact. One text names one identity and one identity has one text, so comparing identities and
@@ -37,7 +38,9 @@ pub(crate) const SERIAL_BYTES: usize = 16;
 pub enum Error {
     #[error("parse trust domain {value:?}: expected 1 to {TRUST_DOMAIN_MAX} of a-z, 0-9, '.', '-' and '_'")]
     TrustDomain { value: String },
-    #[error("parse identity {uri:?}: expected a URI of the form spiffe://TRUST/hub/ID, /cluster/NAME or /user/NAME")]
+    #[error(
+        "parse identity {uri:?}: expected a URI of the form spiffe://TRUST/hub/ID, /cluster/NAME, /cluster/NAME/node/NODE or /user/NAME"
+    )]
     Form { uri: String },
     #[error("parse identity {uri:?}: expected trust domain {expected:?}")]
     OtherTrustDomain { uri: String, expected: String },
@@ -48,6 +51,11 @@ pub enum Error {
          ending with a letter or a digit"
     )]
     ClusterName { value: String },
+    #[error(
+        "check node name {value:?}: expected 1 to {NAME_MAX} of a-z, 0-9, '.' and '-', starting and ending with a letter \
+         or a digit"
+    )]
+    NodeName { value: String },
     #[error(
         "check user name {value:?}: expected 1 to {NAME_MAX} of a-z, 0-9, '.', '-' and '_', starting and ending with \
          a letter or a digit"
@@ -124,6 +132,13 @@ pub enum Identity {
         /// The Cluster object's name.
         name: String,
     },
+    /// One more machine of a cluster, beside the one whose agent speaks for it.
+    Node {
+        /// The Cluster object's name.
+        cluster: String,
+        /// The machine's name in it.
+        name: String,
+    },
     /// A person or a program that uses the API.
     User {
         /// The user's name.
@@ -142,6 +157,7 @@ impl Identity {
         match self {
             Self::Hub { .. } => Ok(()),
             Self::Cluster { name } => check_cluster_name(name),
+            Self::Node { cluster, name } => check_cluster_name(cluster).and_then(|()| check_node_name(name)),
             Self::User { name, groups } => {
                 check_user_name(name)?;
                 if groups.len() > GROUPS_MAX {
@@ -152,11 +168,12 @@ impl Identity {
         }
     }
 
-    /// The identity without groups: `hub/7`, `cluster/a`, `user/ann`. Unique within a trust domain.
+    /// The identity without groups: `hub/7`, `cluster/a`, `cluster/a/node/n`, `user/ann`. Unique within a trust domain.
     pub fn path(&self) -> String {
         match self {
             Self::Hub { id } => format!("hub/{id}"),
             Self::Cluster { name } => format!("cluster/{name}"),
+            Self::Node { cluster, name } => format!("cluster/{cluster}/node/{name}"),
             Self::User { name, .. } => format!("user/{name}"),
         }
     }
@@ -173,6 +190,8 @@ impl Identity {
             Self::Hub { id } => format!("hub-{id}"),
             Self::Cluster { name } if name.len() + "cluster-".len() > 64 => name.clone(),
             Self::Cluster { name } => format!("cluster-{name}"),
+            Self::Node { name, .. } if name.len() + "node-".len() > 64 => name.clone(),
+            Self::Node { name, .. } => format!("node-{name}"),
             Self::User { name, .. } => name.clone(),
         }
     }
@@ -181,14 +200,14 @@ impl Identity {
     pub fn groups(&self) -> &[String] {
         match self {
             Self::User { groups, .. } => groups,
-            Self::Hub { .. } | Self::Cluster { .. } => &[],
+            Self::Hub { .. } | Self::Cluster { .. } | Self::Node { .. } => &[],
         }
     }
 
     /// Parses a SPIFFE URI; a user parsed so has no groups.
     ///
     /// # Errors
-    /// Anything but exactly one of the three forms in exactly this trust domain.
+    /// Anything but exactly one of the four forms in exactly this trust domain.
     pub fn parse(uri: &str, trust_domain: &TrustDomain) -> Result<Self, Error> {
         let form = || Error::Form { uri: shorten(uri) };
         let rest = uri.strip_prefix("spiffe://").ok_or_else(form)?;
@@ -197,6 +216,10 @@ impl Identity {
             return Err(Error::OtherTrustDomain { uri: shorten(uri), expected: trust_domain.to_string() });
         }
         let (kind, name) = path.split_once('/').ok_or_else(form)?;
+        if let ("cluster", Some((cluster, node))) = (kind, name.split_once("/node/")) {
+            let identity = Self::Node { cluster: cluster.to_owned(), name: node.to_owned() };
+            return identity.check().map(|()| identity);
+        }
         if name.contains('/') {
             return Err(form());
         }
@@ -325,6 +348,15 @@ pub(crate) fn check_cluster_name(name: &str) -> Result<(), Error> {
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && !name.ends_with('-');
     if good { Ok(()) } else { Err(Error::ClusterName { value: shorten(name) }) }
+}
+
+fn check_node_name(name: &str) -> Result<(), Error> {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let good = name.len() <= NAME_MAX
+        && edge(name.as_bytes().first())
+        && edge(name.as_bytes().last())
+        && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'));
+    if good { Ok(()) } else { Err(Error::NodeName { value: shorten(name) }) }
 }
 
 fn check_user_name(name: &str) -> Result<(), Error> {

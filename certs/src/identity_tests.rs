@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{self, Site, cluster, hub, trust_domain, user};
+use crate::testing::{self, Site, cluster, hub, node, trust_domain, user};
 
 #[test]
 fn each_identity_has_one_uri_and_each_uri_one_identity() {
@@ -12,6 +12,7 @@ fn each_identity_has_one_uri_and_each_uri_one_identity() {
         (hub(u64::MAX), "spiffe://fluvial.test/hub/18446744073709551615"),
         (cluster("a"), "spiffe://fluvial.test/cluster/a"),
         (cluster("eu-west-1"), "spiffe://fluvial.test/cluster/eu-west-1"),
+        (node("eu-west-1", "n-1.x"), "spiffe://fluvial.test/cluster/eu-west-1/node/n-1.x"),
         (user("ann", &[]), "spiffe://fluvial.test/user/ann"),
         (user("ann.b_c-9", &[]), "spiffe://fluvial.test/user/ann.b_c-9"),
     ];
@@ -42,6 +43,11 @@ fn any_other_text_is_refused_with_its_reason() {
         ("spiffe://fluvial.test/robot/1", form("spiffe://fluvial.test/robot/1")),
         ("spiffe://fluvial.test/hub/1/", form("spiffe://fluvial.test/hub/1/")),
         ("spiffe://fluvial.test/cluster/a/agent/b", form("spiffe://fluvial.test/cluster/a/agent/b")),
+        ("spiffe://fluvial.test/cluster/A/node/b", name("A")),
+        ("spiffe://fluvial.test/cluster/a/node/", Error::NodeName { value: String::new() }),
+        ("spiffe://fluvial.test/cluster/a/node/b/c", Error::NodeName { value: "b/c".into() }),
+        ("spiffe://fluvial.test/cluster/a/node/b/node/c", Error::NodeName { value: "b/node/c".into() }),
+        ("spiffe://fluvial.test/hub/1/node/b", form("spiffe://fluvial.test/hub/1/node/b")),
         ("spiffe://fluvial.test//hub/1", form("spiffe://fluvial.test//hub/1")),
         ("spiffe://other.test/hub/1", other("spiffe://other.test/hub/1")),
         ("spiffe://Fluvial.test/hub/1", other("spiffe://Fluvial.test/hub/1")),

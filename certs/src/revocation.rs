@@ -7,6 +7,7 @@
 //! Deliberately absent: closing streams that are open, which the hub's sessions do when the list changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -46,13 +47,20 @@ impl Denied {
         if self.serials.contains(&leaf.serial) {
             return Err(Revoked::Serial { serial: leaf.serial.clone(), identity: leaf.identity.path() });
         }
-        let identity = leaf.identity.path();
-        match self.identities.get(&identity) {
-            Some(&until) if leaf.issued_at <= until => {
-                Err(Revoked::Identity { identity, issued_at: leaf.issued_at, until })
+        // Whoever denies a cluster denies its nodes.
+        let whole = match &leaf.identity {
+            Identity::Node { cluster, .. } => Some(Identity::Cluster { name: cluster.clone() }.path()),
+            _ => None,
+        };
+        for identity in std::iter::once(leaf.identity.path()).chain(whole) {
+            if let Some(&until) = self.identities.get(&identity)
+                && leaf.issued_at <= until
+            {
+                let identity = leaf.identity.path();
+                return Err(Revoked::Identity { identity, issued_at: leaf.issued_at, until });
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -87,6 +95,11 @@ impl DenyList {
             new.deny_identity(identity, until);
             new
         });
+    }
+
+    /// The list in force.
+    pub fn current(&self) -> Arc<Denied> {
+        self.0.load_full()
     }
 
     /// Decides about one certificate.

@@ -23,6 +23,10 @@ pub(crate) fn cluster(name: &str) -> Identity {
     Identity::Cluster { name: name.into() }
 }
 
+pub(crate) fn node(cluster: &str, name: &str) -> Identity {
+    Identity::Node { cluster: cluster.into(), name: name.into() }
+}
+
 pub(crate) fn user(name: &str, groups: &[&str]) -> Identity {
     Identity::User { name: name.into(), groups: groups.iter().map(|&g| g.into()).collect() }
 }

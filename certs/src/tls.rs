@@ -11,9 +11,9 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::CryptoProvider;
-use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig, SignatureScheme,
 };
@@ -21,7 +21,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use crate::bundle::Bundle;
+use crate::identity::{Identity, TrustDomain};
 use crate::pin::SpkiPin;
+use crate::revocation::DenyList;
 
 /// ALPN of HTTP/2: what gRPC speaks.
 pub const ALPN_H2: &[u8] = b"h2";
@@ -119,6 +121,30 @@ pub fn pinned_client_config(pin: SpkiPin, alpn: &[&[u8]]) -> Result<ClientConfig
     Ok(finished(config, alpn))
 }
 
+/// For one agent that calls another: presents the bundle, trusts its roots, and speaks to nobody but `expected`, whatever
+/// the address is called. Agents' certificates name no host: who they are is their identity.
+///
+/// # Errors
+/// Credentials or roots that rustls cannot use.
+pub fn peer_client_config(
+    bundle: &Bundle,
+    trust_domain: TrustDomain,
+    expected: Identity,
+    denied: Arc<DenyList>,
+) -> Result<ClientConfig, Error> {
+    let provider = provider();
+    let roots = root_store(bundle.roots())?;
+    let verifier = PeerIdentity { roots, trust_domain, expected, denied, provider: provider.clone() };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(VERSIONS)
+        .map_err(Error::Versions)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(bundle.chain().to_vec(), bundle.key())
+        .map_err(Error::Credentials)?;
+    Ok(finished(config, &[ALPN_H2]))
+}
+
 fn finished(mut config: ClientConfig, alpn: &[&[u8]]) -> ClientConfig {
     config.alpn_protocols = protocols(alpn);
     config.resumption = Resumption::disabled();
@@ -179,6 +205,76 @@ impl ServerCertVerifier for PinnedAuthority {
             .build()
             .map_err(|error| rustls::Error::Other(OtherError(Arc::new(error))))?
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Why a peer is not the one that was called.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate is that of {found}, expected {expected}")]
+pub struct OtherPeer {
+    /// Who answered.
+    pub found: String,
+    /// Who was called.
+    pub expected: String,
+}
+
+/// Trusts a leaf of the roots that is one identity's.
+#[derive(Debug)]
+struct PeerIdentity {
+    roots: RootCertStore,
+    trust_domain: TrustDomain,
+    expected: Identity,
+    denied: Arc<DenyList>,
+    provider: Arc<CryptoProvider>,
+}
+
+fn refused(error: impl std::error::Error + Send + Sync + 'static) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(error))).into()
+}
+
+impl ServerCertVerifier for PeerIdentity {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let leaf = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&leaf, &self.roots, intermediates, now, algorithms)?;
+        let verified = Identity::from_leaf(end_entity, &self.trust_domain).map_err(refused)?;
+        if verified.identity != self.expected {
+            let (found, expected) = (verified.identity.path(), self.expected.path());
+            return Err(refused(OtherPeer { found, expected }));
+        }
+        self.denied.check(&verified).map_err(refused)?;
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

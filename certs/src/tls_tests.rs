@@ -7,7 +7,7 @@ use rustls::{ClientConnection, ServerConnection};
 use super::*;
 use crate::identity::Identity;
 use crate::reload::Reloadable;
-use crate::testing::{DAY, HUB_NAME, Site, cluster, hub, trust_domain, user};
+use crate::testing::{DAY, HUB_NAME, Site, cluster, hub, node, trust_domain, user};
 
 /// What came of a connection on which the client had something to say.
 #[derive(Debug)]
@@ -282,4 +282,29 @@ fn an_authority_is_rotated_without_a_failed_handshake() {
         let outcome = connect(member_side.client_config(), hub_side.server_config(), HUB_NAME);
         assert_eq!((&outcome.client, &outcome.server), (&Ok(()), &Ok(())), "step {number}");
     }
+}
+
+#[test]
+fn an_agent_speaks_to_the_agent_that_it_called_and_to_nobody_else() {
+    let (site, other) = (Site::new(), Site::new());
+    let denied = Arc::new(DenyList::default());
+    let call = |expected: &Identity, answers: Bundle| {
+        let ours = site.bundle(&cluster("b"));
+        let client = peer_client_config(&ours, trust_domain(), expected.clone(), denied.clone()).unwrap();
+        let answering = Reloadable::new(answers, &[ALPN_H2]).unwrap();
+        connect(Arc::new(client), answering.server_config(), "agent.invalid")
+    };
+    for expected in [cluster("a"), node("a", "n")] {
+        let outcome = call(&expected, site.bundle(&expected));
+        assert_eq!((outcome.client, outcome.heard.as_slice()), (Ok(()), &b"token"[..]));
+        let impostors = [site.bundle(&cluster("c")), site.bundle(&hub(1)), other.bundle(&expected)];
+        for impostor in impostors.into_iter().chain([site.bundle(&user("a", &[]))]) {
+            let outcome = call(&expected, impostor);
+            assert!(outcome.client.is_err() && outcome.heard.is_empty(), "{outcome:?}");
+        }
+    }
+    let known = site.bundle(&node("a", "n"));
+    // Whoever denies a cluster denies its nodes.
+    denied.deny_identity(&cluster("a"), site.now.checked_add(DAY).unwrap());
+    assert!(call(&node("a", "n"), known).client.is_err(), "it was revoked");
 }

@@ -10,7 +10,7 @@
 //! Invariant: a folder never shrinks by itself; asking for fewer hubs than it holds is refused.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ const VOTERS_READY: Duration = Duration::from_secs(60);
 /// More hubs would only make each write slower.
 const MAX_HUBS: usize = 7;
 /// Where the first hub of a new folder listens if nothing is said.
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7461);
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7461);
 /// Tokens of this process are used at once.
 const TOKEN_SECONDS: u64 = 60;
 
@@ -173,6 +173,8 @@ impl Federation {
         let config = AgentConfig {
             data_dir: data_dir.clone(),
             node_name: Some(name.to_owned()),
+            // Members of one process reach each other, and nobody else reaches them.
+            listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
             mounts_end: true,
             ..AgentConfig::default()
         };

@@ -29,6 +29,7 @@ use fluvial_certs::{DenyList, Reloadable, tls};
 use fluvial_proto::v1::agent_service_server::AgentServiceServer;
 use fluvial_proto::v1::hub_service_server::HubServiceServer;
 use fluvial_proto::v1::join_service_server::JoinServiceServer;
+use fluvial_proto::v1::node_service_server::NodeServiceServer;
 use fluvial_raft::{Config, Leadership, OpenError, RaftStore, Store, Timings, peer_service};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -46,7 +47,7 @@ use crate::api::ApiState;
 use crate::blocks::{BlockError, Blocks};
 use crate::clock::{SharedClock, SystemClock};
 use crate::enrol::revocations::RevocationWatcher;
-use crate::enrol::{HubSecrets, Issuer, Joins};
+use crate::enrol::{HubSecrets, Issuer, Joins, NodeCalls};
 use crate::hooks;
 use crate::liveness::Liveness;
 use crate::objects::Objects;
@@ -193,6 +194,8 @@ impl Hub {
         let blocks = Blocks::open(&home.blocks()).map_err(RunError::Blocks)?;
         blocks.ask_peers(peers.clone());
         let issuer = Issuer { authority: authority.clone(), objects: objects.clone(), clock: clock.clone(), lifetime };
+        let denied = Arc::new(DenyList::default());
+        let (revocations, denied_changed) = RevocationWatcher::new(shared.clone(), denied.clone());
         let context = SessionContext {
             objects: objects.clone(),
             liveness: Arc::new(Liveness::default()),
@@ -201,13 +204,14 @@ impl Hub {
             blocks: blocks.clone(),
             peers: peers.clone(),
             issuer: issuer.clone(),
+            denied: denied.clone(),
+            denied_changed: denied_changed.clone(),
         };
-        let denied = Arc::new(DenyList::default());
-        let (revocations, denied_changed) = RevocationWatcher::new(shared.clone(), denied.clone());
         let secrets = HubSecrets { ca_key: authority.key_pem(), data_key, cluster_id: record.cluster_id.clone() };
         let sessions = Sessions::new(context.clone());
         let grpc = Routes::new(peer_service(&store))
             .add_service(JoinServiceServer::new(Joins::new(issuer.clone(), membership, secrets)))
+            .add_service(NodeServiceServer::new(NodeCalls::new(issuer.clone())))
             .add_service(
                 AgentServiceServer::new(sessions.clone())
                     .max_decoding_message_size(MAX_MESSAGE)

@@ -22,12 +22,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fluvial_certs::Identity;
+use fluvial_certs::{DenyList, Identity};
 use fluvial_model::kinds::Cluster;
 use fluvial_proto::v1;
 use fluvial_proto::v1::agent_service_server::AgentService;
 use fluvial_raft::{Consistency, StoreError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -60,6 +60,10 @@ pub struct SessionContext {
     pub blocks: Blocks,
     pub peers: Arc<Peers>,
     pub issuer: Issuer,
+    /// Whose certificates are not accepted; agents are told.
+    pub denied: Arc<DenyList>,
+    /// Changes whenever `denied` does.
+    pub denied_changed: watch::Receiver<u64>,
 }
 
 /// The service that agents call.

@@ -95,6 +95,7 @@ pub async fn join(config: JoinConfig) -> Result<Joined, Error> {
         csr,
         cluster: asked.clone(),
         hub_address: String::new(),
+        node: String::new(),
     };
     let mut client = JoinServiceClient::new(channel);
     let call = client.join(request);

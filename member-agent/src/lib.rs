@@ -9,6 +9,10 @@
 //! | [`join`] | turns a join token into an identity on disk | |
 //! | [`identity`] | the identity's files | |
 //! | [`connect`] | one TLS connection to one hub | |
+//! | [`listener`] | where other agents reach this one | 1 for each connection |
+//! | [`dial`] | connections to other agents |  |
+//! | [`denied`] | whose certificates are not accepted any more | |
+//! | [`relay`] | sources served to, and read through, other agents | |
 //! | [`uplink`] | keeps a session with some hub: desired state into the ledger, reports out of it | 1 |
 //! | [`ledger`] | what was asked for and what came of it, on disk before anything else happens | |
 //! | [`blocks`] | moves manifest blocks to and from the hub | |
@@ -24,12 +28,16 @@
 
 pub mod blocks;
 pub mod connect;
+pub mod denied;
+pub mod dial;
 pub mod identity;
 pub mod join;
 pub mod ledger;
+pub mod listener;
 pub mod mounts;
 pub mod platform;
 pub mod reconciler;
+pub mod relay;
 pub mod run;
 pub mod uplink;
 

@@ -4,29 +4,37 @@
 //! `blocks/`, `cache.db`, `mounts.sock`, and, by default, `cache/`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluvial_certs::Reloadable;
+use fluvial_certs::listen::RunningServer;
 use fluvial_certs::tls::ALPN_H2;
+use fluvial_certs::{Reloadable, TrustDomain};
 use fluvial_engine::{Engine, EngineError, NodeCache, NodeCacheConfig};
 use fluvial_model::kinds::NodeUsage;
 use fluvial_model::report::AgentReport;
+use fluvial_proto::v1::relay_service_server::RelayServiceServer;
 use fluvial_transfer::{BlockStore, Journal, TransferError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 use crate::blocks::HubLink;
+use crate::denied::{self, Denials};
+use crate::dial::Dialler;
 use crate::identity::{self, AgentFile, DataDir};
 use crate::ledger::{self, Ledger};
+use crate::listener::{self, Port, Rules};
 use crate::mounts::{self, Mounts};
 use crate::platform::host::{self, TierConfig};
 use crate::reconciler;
 use crate::reconciler::apply::Runner;
-use crate::reconciler::work::Works;
+use crate::reconciler::work::{Peers, Works};
+use crate::relay::Relays;
 use crate::uplink::{Uplink, UplinkState};
 
 /// How long a start waits for the one before it on the same directory to let go.
@@ -52,6 +60,10 @@ pub struct AgentConfig {
     pub labels: BTreeMap<String, String>,
     /// The program that mount processes are started from; if not given, this one.
     pub program: Option<PathBuf>,
+    /// Where to listen for other agents; nowhere if not given.
+    pub listen: Option<SocketAddr>,
+    /// How others reach it, `HOST:PORT`; the address that it listens on if not given.
+    pub advertise: Option<String>,
     /// Whether an end in order takes every mount away. If not, they go on, and wait for the next agent.
     pub mounts_end: bool,
 }
@@ -77,6 +89,14 @@ pub enum StartError {
     Program(#[source] std::io::Error),
     #[error("start agent")]
     Mounts(#[source] mounts::Error),
+    #[error("start agent")]
+    Denied(#[source] denied::Error),
+    #[error("start agent")]
+    Listen(#[source] listener::Error),
+    #[error("start agent: serve other agents")]
+    Serve(#[source] std::io::Error),
+    #[error("start agent: read identity")]
+    TrustDomain(#[source] fluvial_certs::identity::Error),
     #[error("start agent: the program is ending")]
     Ending,
 }
@@ -94,6 +114,7 @@ pub struct RunningAgent {
     state: watch::Receiver<UplinkState>,
     mounts: Mounts,
     mounts_end: bool,
+    server: Option<RunningServer>,
 }
 
 /// What was opened.
@@ -101,6 +122,7 @@ struct Opened {
     dir: DataDir,
     agent: AgentFile,
     credentials: Arc<Reloadable>,
+    denied: Denials,
     ledger: Ledger,
     blocks: BlockStore,
     journal: Journal,
@@ -114,7 +136,11 @@ impl Agent {
     /// See [`StartError`].
     pub async fn start(config: AgentConfig) -> Result<RunningAgent, StartError> {
         let (data_dir, program, mounts_end) = (config.data_dir.clone(), config.program.clone(), config.mounts_end);
-        let Opened { dir, agent, credentials, ledger, blocks, journal, engine } =
+        let port = match config.listen {
+            Some(listen) => Some(Port::open(listen, config.advertise.clone()).await.map_err(StartError::Listen)?),
+            None => None,
+        };
+        let Opened { dir, agent, credentials, denied, ledger, blocks, journal, engine } =
             tokio::task::spawn_blocking(move || open(config)).await.map_err(|_| StartError::Ending)??;
         let program = program.map_or_else(std::env::current_exe, Ok).map_err(StartError::Program)?;
         let (mounts, listener) = Mounts::open(&data_dir, program, engine.clone()).map_err(StartError::Mounts)?;
@@ -123,7 +149,28 @@ impl Agent {
         let link = HubLink::new(channel.subscribe());
         let state = follow.subscribe();
         let process = uuid::Uuid::new_v4().to_string();
-        let profile = watch::Sender::new(describe(&agent, &process, engine.as_ref()).await);
+        let profile = Profile {
+            agent: agent.clone(),
+            process,
+            address: port.as_ref().map(|port| port.address.clone()).unwrap_or_default(),
+            engine: engine.clone(),
+        };
+        let said = watch::Sender::new(profile.describe().await);
+        let trust_domain = TrustDomain::new(agent.trust_domain.clone()).map_err(StartError::TrustDomain)?;
+        let peers = Peers {
+            dialler: Dialler::new(credentials.clone(), trust_domain.clone(), denied.clone()),
+            relays: Relays::default(),
+            listens: port.is_some(),
+        };
+        let server = match port {
+            Some(port) => {
+                let rules = Rules { cluster: agent.cluster.clone(), leads: true };
+                let services = Routes::new(RelayServiceServer::new(peers.relays.clone())).prepare().into_axum_router();
+                let guard = listener::guard(credentials.clone(), trust_domain, &denied);
+                Some(port.serve(rules, services, guard).map_err(StartError::Serve)?)
+            }
+            None => None,
+        };
 
         let mut tasks = JoinSet::new();
         let uplink = Uplink {
@@ -131,21 +178,23 @@ impl Agent {
             agent: agent.clone(),
             ledger: ledger.clone(),
             credentials,
+            denied,
             channel,
             state: follow,
-            profile: profile.subscribe(),
+            profile: said.subscribe(),
             cancel: cancel.clone(),
         };
-        let runner = Runner::new(Works::new(ledger.clone(), blocks, journal, engine.clone(), link, mounts.clone()));
+        let works = Works::new(ledger.clone(), blocks, journal, engine.clone(), link, mounts.clone(), peers);
+        let runner = Runner::new(works);
         tasks.spawn(uplink.run());
-        tasks.spawn(keep_profile(agent.clone(), engine.clone(), profile, cancel.clone()));
+        tasks.spawn(profile.keep(said, cancel.clone()));
         tasks.spawn(mounts.clone().run(listener, cancel.clone()));
         let reconcile = cancel.clone();
         tasks.spawn(async move {
             reconciler::run(ledger, runner, reconcile).await;
             engine.stop().await;
         });
-        Ok(RunningAgent { agent, cancel, tasks, state, mounts, mounts_end })
+        Ok(RunningAgent { agent, cancel, tasks, state, mounts, mounts_end, server })
     }
 }
 
@@ -158,6 +207,7 @@ fn open(config: AgentConfig) -> Result<Opened, StartError> {
     let ledger = open_ledger(&dir)?;
     let bundle = dir.bundle().map_err(StartError::Identity)?;
     let credentials = Arc::new(Reloadable::new(bundle, &[ALPN_H2]).map_err(StartError::Tls)?);
+    let denied = Denials::open(&data_dir).map_err(StartError::Denied)?;
     let blocks = BlockStore::open(data_dir.join("blocks")).map_err(StartError::Stores)?;
     let journal = Journal::open(data_dir.join("journal.db")).map_err(StartError::Stores)?;
     let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
@@ -170,7 +220,7 @@ fn open(config: AgentConfig) -> Result<Opened, StartError> {
     let tiers = host::tiers(&tiers, &data_dir).map_err(StartError::Platform)?;
     let cache = NodeCacheConfig { index: data_dir.join("cache.db"), tiers, node, blocks: blocks.clone() };
     let engine = Arc::new(NodeCache::open(cache).map_err(StartError::Engine)?);
-    Ok(Opened { dir, agent, credentials, ledger, blocks, journal, engine })
+    Ok(Opened { dir, agent, credentials, denied, ledger, blocks, journal, engine })
 }
 
 /// Opens the ledger; an agent that was dropped a moment ago holds its lock until its last call has returned.
@@ -186,40 +236,46 @@ fn open_ledger(dir: &DataDir) -> Result<Ledger, StartError> {
     }
 }
 
-async fn describe(agent: &AgentFile, process: &str, engine: &dyn Engine) -> AgentReport {
-    let nodes = engine.usage().await.unwrap_or_else(|error| {
-        tracing::warn!(error = &error as &dyn std::error::Error, "the cache's use is not known");
-        Vec::new()
-    });
-    AgentReport {
-        platform: "host".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        instance: agent.instance.clone(),
-        process: process.to_owned(),
-        machine: host::machine(),
-        engines: vec![engine.name().to_owned()],
-        nodes,
-    }
+/// What the agent says of itself is made of this.
+struct Profile {
+    agent: AgentFile,
+    process: String,
+    address: String,
+    engine: Arc<dyn Engine>,
 }
 
-async fn keep_profile(
-    agent: AgentFile,
-    engine: Arc<dyn Engine>,
-    profile: watch::Sender<AgentReport>,
-    cancel: CancellationToken,
-) {
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(PROFILE_EVERY) => {}
-        }
-        let process = profile.borrow().process.clone();
-        let now = describe(&agent, &process, engine.as_ref()).await;
-        profile.send_if_modified(|known| {
-            let changed = *known != now;
-            *known = now;
-            changed
+impl Profile {
+    async fn describe(&self) -> AgentReport {
+        let nodes = self.engine.usage().await.unwrap_or_else(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the cache's use is not known");
+            Vec::new()
         });
+        AgentReport {
+            platform: "host".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: self.agent.instance.clone(),
+            process: self.process.clone(),
+            machine: host::machine(),
+            engines: vec![self.engine.name().to_owned()],
+            nodes,
+            address: self.address.clone(),
+        }
+    }
+
+    /// Looks at it anew now and then.
+    async fn keep(self, said: watch::Sender<AgentReport>, cancel: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(PROFILE_EVERY) => {}
+            }
+            let now = self.describe().await;
+            said.send_if_modified(|known| {
+                let changed = *known != now;
+                *known = now;
+                changed
+            });
+        }
     }
 }
 
@@ -242,6 +298,9 @@ impl RunningAgent {
             self.mounts.take_all_away().await;
         }
         self.cancel.cancel();
+        if let Some(server) = self.server.take() {
+            listener::end(server).await;
+        }
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(SHUTDOWN, all).await.is_err() {
             tracing::warn!("the agent did not end in time and was dropped");

@@ -25,6 +25,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::connect;
+use crate::denied::Denials;
 use crate::identity::{AgentFile, DataDir};
 use crate::ledger::{self, Ledger};
 
@@ -96,6 +97,7 @@ pub(crate) struct Uplink {
     pub agent: AgentFile,
     pub ledger: Ledger,
     pub credentials: Arc<Reloadable>,
+    pub denied: Denials,
     pub channel: watch::Sender<Option<Channel>>,
     pub state: watch::Sender<UplinkState>,
     pub profile: watch::Receiver<AgentReport>,

@@ -70,6 +70,7 @@ impl Bed {
 
     fn migrate(&self) -> MigrateWork {
         MigrateWork {
+            relay: None,
             dataset: dataset(),
             operation: "op-1".to_owned(),
             sources: vec![self.endpoint("source")],

@@ -106,10 +106,32 @@ pub struct MigrateWork {
     pub root: Option<String>,
     /// The exact place of the new home, owned by this work alone.
     pub target: Endpoint,
+    /// The sources are read through another agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Relay>,
     pub streams: u32,
     /// Stop, and remove what was written.
     #[serde(default)]
     pub cancel: bool,
+}
+
+/// The agent through which an agent reads what it does not reach itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relay {
+    pub cluster: String,
+    /// Where it listens, `HOST:PORT`.
+    pub address: String,
+}
+
+/// Serve the sources of a migration to the agent that does it, for as long as this is assigned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServeWork {
+    pub dataset: DatasetKey,
+    /// The uid of the DataMigrate.
+    pub operation: String,
+    /// The cluster whose agent may read, and nobody else.
+    pub peer: String,
+    pub sources: Vec<Endpoint>,
 }
 
 /// Remove a home that was replaced.
@@ -140,6 +162,7 @@ pub enum Work {
     Migrate(MigrateWork),
     Remove(RemoveWork),
     Mount(MountWork),
+    Serve(ServeWork),
 }
 
 impl Work {
@@ -157,6 +180,7 @@ impl Work {
                 w.target.uri.path().rsplit('/').next().unwrap_or_default()
             ),
             Self::Mount(w) => format!("mount/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.mount),
+            Self::Serve(w) => format!("serve/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.operation),
         }
     }
 
@@ -169,15 +193,18 @@ impl Work {
             Self::Migrate(w) => &w.dataset,
             Self::Remove(w) => &w.dataset,
             Self::Mount(w) => &w.dataset,
+            Self::Serve(w) => &w.dataset,
         }
     }
 
-    /// Every place that the work opens.
+    /// Every place that the work opens. What is read through another agent that one opens.
     pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         let (sources, target): (&[Endpoint], Option<&Endpoint>) = match self {
             Self::Scan(w) => (&w.sources, None),
             Self::Cache(w) => (&w.sources, None),
+            Self::Migrate(w) if w.relay.is_some() => (&[], Some(&w.target)),
             Self::Migrate(w) => (&w.sources, Some(&w.target)),
+            Self::Serve(w) => (&w.sources, None),
             Self::Remove(w) => (&[], Some(&w.target)),
             Self::Mount(_) => (&[], None),
         };

@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::desired::{DatasetKey, MigrateWork};
+use crate::desired::{DatasetKey, MigrateWork, Relay, ServeWork};
 use crate::kinds::datamigrate::MigratePlan;
 use crate::kinds::{
     Cluster, DataMigrate, DataMigrateStatus, Dataset, Home, HomeState, MigrateMode, OperationPhase, Progress, Storage,
 };
-use crate::report::{MigratePhase, MigrateReport, Version};
+use crate::report::{MigratePhase, MigrateReport, Problem, Version};
 use crate::route::{self, Route};
 use crate::uri::Uri;
 
@@ -36,6 +36,8 @@ pub struct Facts<'a> {
     pub assigned: Option<(&'a str, &'a MigrateWork)>,
     /// What that cluster's agent says of it.
     pub report: Option<&'a MigrateReport>,
+    /// Why the agent through which the sources are read does not serve them, if it says so.
+    pub not_served: Option<&'a Problem>,
     pub now: Timestamp,
 }
 
@@ -45,6 +47,8 @@ pub struct Next {
     pub status: DataMigrateStatus,
     /// The assignment that should exist, and where.
     pub assignment: Option<(String, MigrateWork)>,
+    /// What the agent has to serve through which the sources are read, and its cluster.
+    pub serving: Option<(String, ServeWork)>,
     /// The dataset's homes and version after cutting over: written in the same transaction as the status.
     pub cut_over: Option<CutOver>,
     /// Whether nothing is left to clean, so that the operation may be deleted.
@@ -65,7 +69,7 @@ pub fn step(facts: &Facts<'_>) -> Next {
     status.observed_generation = facts.operation.metadata.generation;
     if status.phase.is_final() {
         // An agent may still hold the work: withdrawing it makes it forget.
-        return Next { status, assignment: None, cut_over: None, release: true };
+        return Next { status, assignment: None, serving: None, cut_over: None, release: true };
     }
     let stop = facts.operation.spec.cancel || facts.operation.metadata.deletion_timestamp.is_some();
     match facts.assigned {
@@ -93,7 +97,7 @@ fn finish(
         status.progress.eta_seconds = None;
         status.progress.bytes_per_second = average(&status, facts.now);
     }
-    Next { status, assignment: None, cut_over: None, release: true }
+    Next { status, assignment: None, serving: None, cut_over: None, release: true }
 }
 
 /// Bytes per second over the whole operation, verification and waiting included.
@@ -115,7 +119,7 @@ fn duration_text(d: SignedDuration) -> String {
 fn wait(mut status: DataMigrateStatus, phase: OperationPhase, message: String) -> Next {
     status.phase = phase;
     status.message = message;
-    Next { status, assignment: None, cut_over: None, release: false }
+    Next { status, assignment: None, serving: None, cut_over: None, release: false }
 }
 
 /// No agent has the work yet.
@@ -176,6 +180,7 @@ fn begin(facts: &Facts<'_>, mut status: DataMigrateStatus) -> Next {
         },
         operation: facts.operation.metadata.uid.clone(),
         root: route.source.root.clone(),
+        relay: route.relay.clone(),
         sources: route.source.endpoints.clone(),
         target: route::storage_endpoint(target, target_uri),
         streams: facts.operation.spec.parallelism.unwrap_or(DEFAULT_STREAMS),
@@ -184,9 +189,29 @@ fn begin(facts: &Facts<'_>, mut status: DataMigrateStatus) -> Next {
     status.phase = OperationPhase::Executing;
     "Planning".clone_into(&mut status.reason);
     status.message = format!("{} by {}", route.name, route.executor);
+    let serving = serving(&work, &route.executor);
     status.started_time = Some(facts.now);
     "Unfinished".clone_into(&mut status.duration);
-    Next { status, assignment: Some((route.executor, work)), cut_over: None, release: false }
+    Next { status, assignment: Some((route.executor, work)), serving, cut_over: None, release: false }
+}
+
+/// What the agent must serve through which `executor`'s agent does `work`.
+fn serving(work: &MigrateWork, executor: &str) -> Option<(String, ServeWork)> {
+    let through = work.relay.as_ref().filter(|_| !work.cancel)?;
+    let serve = ServeWork {
+        dataset: work.dataset.clone(),
+        operation: work.operation.clone(),
+        peer: executor.to_owned(),
+        sources: work.sources.clone(),
+    };
+    Some((through.cluster.clone(), serve))
+}
+
+/// The agent through which the sources are read, where it listens now.
+fn relay_now(facts: &Facts<'_>, known: &Relay) -> Relay {
+    let cluster = facts.clusters.get(&known.cluster);
+    let address = cluster.and_then(|c| c.status.as_ref()).map(|s| s.address.clone()).filter(|a| !a.is_empty());
+    Relay { cluster: known.cluster.clone(), address: address.unwrap_or_else(|| known.address.clone()) }
 }
 
 /// The version already stands at the target: a copy has nothing to do, a move has only the other homes to retire.
@@ -218,6 +243,7 @@ fn plan(route: &Route, target: &Storage, to: &Uri, bytes: u64, files: u64) -> Mi
     MigratePlan {
         route: route.name.to_owned(),
         executor: route.executor.clone(),
+        through: route.relay.as_ref().map(|relay| relay.cluster.clone()).unwrap_or_default(),
         from_uri: from.join(", "),
         from_cluster: route.source.cluster.clone().unwrap_or_default(),
         to_uri: to.to_string(),
@@ -230,11 +256,11 @@ fn plan(route: &Route, target: &Storage, to: &Uri, bytes: u64, files: u64) -> Mi
 
 /// An agent has the work.
 fn running(facts: &Facts<'_>, mut status: DataMigrateStatus, cluster: &str, work: &MigrateWork, stop: bool) -> Next {
-    let keep = |status: DataMigrateStatus, cancel: bool| Next {
-        status,
-        assignment: Some((cluster.to_owned(), MigrateWork { cancel, ..work.clone() })),
-        cut_over: None,
-        release: false,
+    let keep = |status: DataMigrateStatus, cancel: bool| {
+        let relay = work.relay.as_ref().map(|known| relay_now(facts, known));
+        let work = MigrateWork { cancel, relay, ..work.clone() };
+        let serving = serving(&work, cluster);
+        Next { status, assignment: Some((cluster.to_owned(), work)), serving, cut_over: None, release: false }
     };
     status.phase = OperationPhase::Executing;
     // The cluster is gone for good: nobody will report any more.
@@ -242,6 +268,11 @@ fn running(facts: &Facts<'_>, mut status: DataMigrateStatus, cluster: &str, work
         let message = format!("cluster {cluster}, whose agent did the work, was removed");
         let phase = if stop { OperationPhase::Cancelled } else { OperationPhase::Failed };
         return finish(facts, status, phase, "ClusterRemoved", &message);
+    }
+    if let Some(gone) = work.relay.as_ref().filter(|relay| !stop && !facts.clusters.contains_key(&relay.cluster)) {
+        // Withdrawing unfinished work makes its agent remove what it wrote.
+        let message = format!("cluster {}, through whose agent the sources were read, was removed", gone.cluster);
+        return finish(facts, status, OperationPhase::Failed, "ClusterRemoved", &message);
     }
     let Some(report) = facts.report else {
         status.message = format!("waits for the agent of {cluster}");
@@ -285,6 +316,7 @@ fn running(facts: &Facts<'_>, mut status: DataMigrateStatus, cluster: &str, work
                 MigratePhase::Done | MigratePhase::Failed | MigratePhase::Discarded => "CuttingOver",
             };
             name.clone_into(&mut status.reason);
+            let problem = facts.not_served.filter(|_| !stop).or(problem);
             status.message = problem.map_or_else(String::new, |p| format!("{}: {}", p.reason, p.message));
             keep(status, stop)
         }

@@ -64,6 +64,7 @@ pub enum Report {
     Migrate(MigrateReport),
     Remove(RemoveReport),
     Mount(MountReport),
+    Serve(ServeReport),
 }
 
 /// A scan ended, or cannot end.
@@ -122,6 +123,12 @@ pub struct RemoveReport {
     pub problem: Option<Problem>,
 }
 
+/// Sources are served to another agent, or cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServeReport {
+    pub problem: Option<Problem>,
+}
+
 /// How a mount stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountReport {
@@ -163,4 +170,7 @@ pub struct AgentReport {
     pub machine: String,
     pub engines: Vec<String>,
     pub nodes: Vec<NodeUsage>,
+    /// Where other agents reach it, `HOST:PORT`; empty if they do not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub address: String,
 }

@@ -4,11 +4,13 @@
 //! on a machine that lies in no Storage may be one file system that several machines see: when nothing else is left, an
 //! agent may try whether it sees the same files. It compares them with the manifest first, so that trying is safe.
 //!
-//! Deliberately absent: prices, and relays between two agents neither of which reaches both ends.
+//! When no agent reaches both ends, the target's agent reads through the source's (`relay`), if that one can be dialled.
+//!
+//! Deliberately absent: prices, and relays through a hub or towards a source's agent that listens nowhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::desired::Endpoint;
+use crate::desired::{Endpoint, Relay};
 use crate::kinds::source::EncryptOption;
 use crate::kinds::{Cluster, ClusterState, Dataset, HomeState, SecretKeySelector, Storage};
 use crate::uri::Uri;
@@ -127,10 +129,12 @@ pub fn nearest<'a>(sources: &'a [Source], cluster: &str) -> Option<&'a Source> {
 /// How a dataset travels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// `pull`, `push` or `local`.
+    /// `pull`, `push`, `local` or `relay`.
     pub name: &'static str,
     pub executor: String,
     pub source: Source,
+    /// The agent through which the source is read.
+    pub relay: Option<Relay>,
     pub reasons: Vec<String>,
 }
 
@@ -142,7 +146,8 @@ pub struct NoRoute {
     pub may_change: bool,
 }
 
-/// Chooses a route to `target`: the target's agent pulls if it reaches the source, else the source's agent pushes.
+/// Chooses a route to `target`: the target's agent pulls if it reaches the source, else the source's agent pushes, else
+/// the target's agent pulls through the source's.
 ///
 /// # Errors
 /// With the reason for every pair of source and agent, when none can do it.
@@ -176,7 +181,8 @@ pub fn choose(sources: &[Source], target: &Storage, clusters: &BTreeMap<String, 
                 Some(c) if matches!(c.state(), ClusterState::Ready | ClusterState::Suspect) => {
                     let mut reasons = vec![format!("chosen: {plan}")];
                     reasons.extend(refused.into_iter().map(|r| format!("refused: {r}")));
-                    return Ok(Route { name, executor: executor.to_owned(), source: source.clone(), reasons });
+                    let (executor, source) = (executor.to_owned(), source.clone());
+                    return Ok(Route { name, executor, source, relay: None, reasons });
                 }
                 Some(c) => {
                     may_change = true;
@@ -185,18 +191,58 @@ pub fn choose(sources: &[Source], target: &Storage, clusters: &BTreeMap<String, 
             }
         }
     }
-    let target_ready = clusters.get(target_cluster).is_some_and(|c| {
-        c.metadata.deletion_timestamp.is_none() && matches!(c.state(), ClusterState::Ready | ClusterState::Suspect)
-    });
+    let target_ready = clusters.get(target_cluster).is_some_and(is_there);
+    // Who sees the same file systems as the source's agent sees the source.
+    let machine = |cluster: &str| clusters.get(cluster).and_then(|c| c.status.as_ref()).map(|s| s.machine.as_str());
+    let same_machine = |source: &Source| {
+        let theirs = source.cluster.as_deref().and_then(machine).filter(|text| !text.is_empty());
+        source.maybe_shared && theirs.is_some() && theirs == machine(target_cluster)
+    };
+    if !may_change && target_ready && !sources.iter().any(same_machine) {
+        for source in sources {
+            match relay(source, target_cluster, clusters) {
+                Ok(relay) => {
+                    let why = format!("chosen: {}", relay_plan(source, target_cluster, &relay.cluster));
+                    let refused = refused.into_iter().map(|r| format!("refused: {r}"));
+                    let reasons = std::iter::once(why).chain(refused).collect();
+                    let (executor, source) = (target_cluster.to_owned(), source.clone());
+                    return Ok(Route { name: "relay", executor, source, relay: Some(relay), reasons });
+                }
+                Err(why) => refused.extend(why),
+            }
+        }
+    }
     if let Some(source) = sources.iter().find(|s| s.maybe_shared && target_local && target_ready && !may_change) {
         let why = format!("chosen: pull from {} by {target_cluster}, which may see the same files", source.what);
         let reasons = std::iter::once(why).chain(refused.into_iter().map(|r| format!("refused: {r}"))).collect();
-        return Ok(Route { name: "pull", executor: target_cluster.to_owned(), source: source.clone(), reasons });
+        let (executor, source) = (target_cluster.to_owned(), source.clone());
+        return Ok(Route { name: "pull", executor, source, relay: None, reasons });
     }
     if refused.is_empty() {
         refused.push("the dataset has no source that this release can read".to_owned());
     }
     Err(NoRoute { reasons: refused, may_change })
+}
+
+fn is_there(cluster: &Cluster) -> bool {
+    let leaving = cluster.metadata.deletion_timestamp.is_some();
+    !leaving && matches!(cluster.state(), ClusterState::Ready | ClusterState::Suspect)
+}
+
+fn relay_plan(source: &Source, target: &str, through: &str) -> String {
+    format!("relay from {} by {target} through {through}", source.what)
+}
+
+/// The agent through which `target`'s agent reads a source that it does not reach; else why not, if it is worth a word.
+fn relay(source: &Source, target: &str, clusters: &BTreeMap<String, Cluster>) -> Result<Relay, Option<String>> {
+    let owner = source.cluster.as_deref().filter(|owner| *owner != target).ok_or(None)?;
+    let plan = || relay_plan(source, target, owner);
+    let cluster = clusters.get(owner).filter(|cluster| is_there(cluster)).ok_or(None)?;
+    let address = cluster.status.as_ref().map(|status| status.address.clone()).unwrap_or_default();
+    if address.is_empty() {
+        return Err(Some(format!("{}: it listens nowhere: run it with --listen and --advertise", plan())));
+    }
+    Ok(Relay { cluster: owner.to_owned(), address })
 }
 
 fn place(source: &Source) -> String {
@@ -263,7 +309,32 @@ mod tests {
         let ready = clusters(&[("a", ClusterState::Ready), ("b", ClusterState::Ready)]);
         let refused = choose(&[source("a", "file:///src")], &storage("b", "file:///dst"), &ready).unwrap_err();
         assert!(!refused.may_change);
-        assert_eq!(refused.reasons.len(), 2);
+        assert_eq!(refused.reasons.len(), 3);
+        assert!(refused.reasons[2].contains("relay from mounts by b through a: it listens nowhere"));
+    }
+
+    #[test]
+    fn who_reaches_no_source_reads_through_an_agent_that_listens() {
+        let mut ready = clusters(&[("a", ClusterState::Ready), ("b", ClusterState::Ready)]);
+        let listens = |address: &str, machine: &str, clusters: &mut BTreeMap<String, Cluster>| {
+            let status = clusters.get_mut("a").unwrap().status.as_mut().unwrap();
+            (status.address, status.machine) = (address.to_owned(), machine.to_owned());
+        };
+        listens("10.0.0.1:7500", "m1", &mut ready);
+        let local = source("a", "file:///src");
+        let route = choose(std::slice::from_ref(&local), &storage("b", "file:///dst"), &ready).unwrap();
+        assert_eq!((route.name, route.executor.as_str(), route.reasons.len()), ("relay", "b", 3));
+        assert_eq!(route.relay, Some(Relay { cluster: "a".to_owned(), address: "10.0.0.1:7500".to_owned() }));
+        let direct = choose(&[source("a", "file:///src")], &storage("b", "s3://bucket/x"), &ready).unwrap();
+        assert_eq!((direct.name, direct.relay), ("push", None), "who reaches both ends needs nobody");
+
+        // Files that both may see: a relay is sure, unless it is known that both see the same.
+        let shared = Source { maybe_shared: true, ..local };
+        let choose =
+            |ready: &_| choose(std::slice::from_ref(&shared), &storage("b", "file:///dst"), ready).unwrap().name;
+        assert_eq!(choose(&ready), "relay");
+        ready.get_mut("b").unwrap().status.as_mut().unwrap().machine = "m1".to_owned();
+        assert_eq!(choose(&ready), "pull");
     }
 
     #[test]
@@ -271,7 +342,7 @@ mod tests {
         let states = [("a", ClusterState::Ready), ("b", ClusterState::Ready)];
         let shared = Source { maybe_shared: true, ..source("a", "file:///nfs/x") };
         let route = choose(std::slice::from_ref(&shared), &storage("b", "file:///dst"), &clusters(&states)).unwrap();
-        assert_eq!((route.name, route.executor.as_str(), route.reasons.len()), ("pull", "b", 3));
+        assert_eq!((route.name, route.executor.as_str(), route.reasons.len()), ("pull", "b", 4));
         assert_eq!(nearest(std::slice::from_ref(&shared), "b"), Some(&shared));
         let object = choose(std::slice::from_ref(&shared), &storage("b", "s3://bucket/x"), &clusters(&states)).unwrap();
         assert_eq!((object.name, object.executor.as_str()), ("push", "a"), "what is sure comes first");

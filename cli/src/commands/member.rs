@@ -1,5 +1,6 @@
 //! `fluvial member`: join, run.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
@@ -39,6 +40,13 @@ pub(crate) enum Command {
         /// A label of the node, such as topology.kubernetes.io/zone=a.
         #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = label)]
         node_labels: Vec<(String, String)>,
+        /// Listen here for the agents of other clusters, which read through this one what they do not reach, and for the
+        /// nodes of this cluster.
+        #[arg(long, value_name = "IP:PORT")]
+        listen: Option<SocketAddr>,
+        /// How others reach that; the address itself if not given.
+        #[arg(long, value_name = "HOST:PORT", requires = "listen")]
+        advertise: Option<String>,
     },
 }
 
@@ -84,9 +92,10 @@ pub(crate) async fn run(command: Command) -> Result<()> {
             eprintln!("cluster \"{}\" has joined; start it: fluvial member run --data-dir {shown}", joined.cluster);
             Ok(())
         }
-        Command::Run { data_dir, tiers, node_name, node_labels } => {
+        Command::Run { data_dir, tiers, node_name, node_labels, listen, advertise } => {
             let labels = node_labels.into_iter().collect();
-            serve(AgentConfig { data_dir, tiers, node_name, labels, ..AgentConfig::default() }).await
+            let rest = AgentConfig::default();
+            serve(AgentConfig { data_dir, tiers, node_name, labels, listen, advertise, ..rest }).await
         }
     }
 }

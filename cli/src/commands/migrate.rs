@@ -258,9 +258,10 @@ fn show_plan(status: &DataMigrateStatus, form: output::Form) -> Result<()> {
         return output::value(&serde_json::to_value(plan).context("writing the plan")?, form);
     }
     let mut text = format!(
-        "Route:      {} by {}\nFrom:       {} ({})\nTo:         {} ({})\nBytes:      {} ({})\nFiles:      {}\n",
+        "Route:      {} by {}{}\nFrom:       {} ({})\nTo:         {} ({})\nBytes:      {} ({})\nFiles:      {}\n",
         plan.route,
         plan.executor,
+        if plan.through.is_empty() { String::new() } else { format!(" through {}", plan.through) },
         output::plain(&plan.from_uri),
         if plan.from_cluster.is_empty() { "any cluster" } else { &plan.from_cluster },
         output::plain(&plan.to_uri),

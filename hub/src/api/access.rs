@@ -60,7 +60,7 @@ pub fn authorize(caller: &Caller, verb: Verb, resource: &str) -> Result<(), Deni
     match &caller.0 {
         Some(Identity::User { .. }) => Ok(()),
         // Agents and hubs speak gRPC, where each call checks whose things it touches.
-        Some(other @ (Identity::Cluster { .. } | Identity::Hub { .. })) => {
+        Some(other @ (Identity::Cluster { .. } | Identity::Node { .. } | Identity::Hub { .. })) => {
             Err(Denied::NotAUser { caller: other.path(), verb: verb.as_str(), resource: resource.to_owned() })
         }
         None => Err(Denied::Anonymous),

@@ -85,6 +85,7 @@ pub struct Joins {
 /// What a good token brought about.
 enum Admitted {
     Cluster { name: String },
+    Node { cluster: String, name: String },
     Hub { id: u64, address: String },
 }
 
@@ -107,7 +108,7 @@ impl Joins {
         let csr = self.issuer.read(&request.csr)?;
         let purpose = purpose(request)?;
         for _ in 0..TRIES {
-            match self.try_admit(&token, &csr, purpose.as_ref(), &request.hub_address).await? {
+            match self.try_admit(&token, &csr, purpose.as_ref(), request).await? {
                 Step::Done(admitted) => return Ok((csr, admitted)),
                 Step::Again => {}
             }
@@ -120,8 +121,9 @@ impl Joins {
         token: &JoinToken,
         csr: &Csr,
         asked: Option<&Purpose>,
-        address: &str,
+        request: &v1::JoinRequest,
     ) -> Result<Step, Status> {
+        let address = request.hub_address.as_str();
         let found = self.objects.get::<kinds::JoinToken>("", token.id(), Consistency::Linearizable).await;
         let stored = found.map_err(unavailable)?;
         let now = self.issuer.clock.now();
@@ -131,19 +133,20 @@ impl Joins {
         let judged = verdict(&record, token, &csr.key_hash(), &purpose, now).map_err(refused)?;
         let Some(stored) = stored else { return Err(refused(Refusal::WrongSecret)) };
         match (judged, &purpose) {
+            (Verdict::Consume, Purpose::Cluster(name)) if request.node.is_empty() => {
+                let writes = self.cluster_writes(name, now).await?;
+                self.consume(stored, csr, now, Admitted::Cluster { name: name.clone() }, writes).await
+            }
             (Verdict::Consume, Purpose::Cluster(name)) => {
-                self.consume(
-                    stored,
-                    csr,
-                    now,
-                    Admitted::Cluster { name: name.clone() },
-                    self.cluster_writes(name, now).await?,
-                )
-                .await
+                let writes = self.node_writes(name).await?;
+                self.consume(stored, csr, now, node(name, request), writes).await
             }
             (Verdict::Consume, Purpose::Hub) => {
                 let (id, writes) = self.hub_writes(token.id(), address).await?;
                 self.consume(stored, csr, now, Admitted::Hub { id, address: address.to_owned() }, writes).await
+            }
+            (Verdict::Reissue, Purpose::Cluster(name)) if !request.node.is_empty() => {
+                Ok(Step::Done(node(name, request)))
             }
             (Verdict::Reissue, Purpose::Cluster(name)) => Ok(Step::Done(Admitted::Cluster { name: name.clone() })),
             (Verdict::Reissue, Purpose::Hub) => self.same_hub(token.id()).await,
@@ -207,6 +210,21 @@ impl Joins {
         Ok(Txn { compares: vec![compare], ops: vec![Op::Put { key, value }] })
     }
 
+    /// A node joins a cluster that has an agent, and changes nothing of it.
+    async fn node_writes(&self, cluster: &str) -> Result<Txn, Status> {
+        let stored = self.objects.get::<Cluster>("", cluster, Consistency::Linearizable).await.map_err(unavailable)?;
+        match stored {
+            Some(Stored { object, revision }) if object.metadata.deletion_timestamp.is_none() => {
+                let compare = Compare::UnchangedSince { key: object.key(), revision };
+                Ok(Txn { compares: vec![compare], ops: Vec::new() })
+            }
+            Some(_) => Err(Status::failed_precondition(format!("cluster \"{cluster}\" is being removed"))),
+            None => Err(Status::failed_precondition(format!(
+                "cluster \"{cluster}\" has no agent yet: let one join by `fluvial member join`, then its nodes"
+            ))),
+        }
+    }
+
     /// The next hub's number, and the writes that take it.
     async fn hub_writes(&self, token: &str, address: &str) -> Result<(u64, Txn), Status> {
         let found = self.objects.store.get(NEXT_HUB_KEY, Consistency::Linearizable).await.map_err(unavailable)?;
@@ -245,6 +263,11 @@ impl Joins {
                 let identity = Identity::Cluster { name: name.clone() };
                 response.certificate = self.issuer.issue(csr, &identity, None).await?;
                 response.cluster = name;
+            }
+            Admitted::Node { cluster, name } => {
+                let identity = Identity::Node { cluster: cluster.clone(), name: name.clone() };
+                response.certificate = self.issuer.issue(csr, &identity, None).await?;
+                (response.cluster, response.node) = (cluster, name);
             }
             Admitted::Hub { id, address } => {
                 response.certificate = self.issuer.issue(csr, &Identity::Hub { id }, Some(&address)).await?;
@@ -295,8 +318,20 @@ pub async fn admitted_hubs(objects: &Objects, consistency: Consistency) -> Resul
     listing.items.iter().map(read).collect()
 }
 
-/// What the caller wants to become; nothing for the cluster that the token names.
+/// The node that the caller becomes.
+fn node(cluster: &str, request: &v1::JoinRequest) -> Admitted {
+    Admitted::Node { cluster: cluster.to_owned(), name: request.node.clone() }
+}
+
+/// What the caller wants to become; nothing for the cluster that the token names, or a node of it.
 fn purpose(request: &v1::JoinRequest) -> Result<Option<Purpose>, Status> {
+    if !request.node.is_empty() {
+        let named = Identity::Node { cluster: "any".to_owned(), name: request.node.clone() };
+        named.check().map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if !request.hub_address.is_empty() {
+            return Err(Status::invalid_argument("either a node or a hub joins, not both at once"));
+        }
+    }
     match (request.cluster.as_str(), request.hub_address.as_str()) {
         ("", "") => Ok(None),
         ("", address) => match split_address(address) {

@@ -71,6 +71,9 @@ pub fn revocation(cluster: &str, before: Timestamp) -> (String, Vec<u8>) {
 /// The identity of a revocation's key.
 fn identity_of(key: &str) -> Result<Identity, RevocationError> {
     let identity = match key.strip_prefix(REVOCATIONS).and_then(|path| path.split_once('/')) {
+        Some(("cluster", path)) if path.contains("/node/") => path
+            .split_once("/node/")
+            .map(|(cluster, name)| Identity::Node { cluster: cluster.to_owned(), name: name.to_owned() }),
         Some(("cluster", name)) => Some(Identity::Cluster { name: name.to_owned() }),
         Some(("hub", id)) => id.parse().ok().map(|id| Identity::Hub { id }),
         _ => None,
@@ -146,6 +149,8 @@ mod tests {
         assert_eq!(String::from_utf8(value.clone()).unwrap(), r#"{"before":"2027-01-15T08:00:00Z"}"#);
         assert_eq!(Revocation::read(&key, &value).unwrap(), Revocation { before });
         assert_eq!(identity_of(&key).unwrap(), Identity::Cluster { name: "a".into() });
+        let node = Identity::Node { cluster: "a".into(), name: "n".into() };
+        assert_eq!(identity_of(&revocation_key(&node)).unwrap(), node);
     }
 
     #[test]

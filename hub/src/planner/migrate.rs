@@ -1,11 +1,11 @@
 //! ③⑧ Reconciles a migration: hands the work to an agent, follows its reports, and cuts over.
 
-use fluvial_model::desired::{MigrateWork, Work};
+use fluvial_model::desired::{MigrateWork, ServeWork, Work};
 use fluvial_model::kinds::core::{EventSource, ObjectReference};
 use fluvial_model::kinds::{DataMigrate, Event, OperationPhase};
 use fluvial_model::meta::ObjectMeta;
 use fluvial_model::migration::{self, Facts, Next};
-use fluvial_model::report::{MigrateReport, Report};
+use fluvial_model::report::{MigrateReport, Problem, Report, ServeReport};
 use fluvial_model::resource::Resource;
 
 use super::PlannerContext;
@@ -60,6 +60,7 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key
             }
         }
     }
+    serve(&mut change, mirror, &operation.metadata.uid, next.serving.as_ref())?;
     if before.phase != next.status.phase
         && let Some(event) = event(context, &operation, &next)
     {
@@ -67,6 +68,41 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key
     }
     change.commit(context).await?;
     Ok(())
+}
+
+/// Has the right agent, and no other, serve the operation's sources.
+fn serve(
+    change: &mut Change,
+    mirror: &Mirror,
+    operation: &str,
+    wanted: Option<&(String, ServeWork)>,
+) -> Result<(), ObjectError> {
+    let wanted = wanted.map(|(cluster, work)| (cluster, Work::Serve(work.clone())));
+    let wanted = wanted.map(|(cluster, work)| ((cluster.clone(), work.id()), work));
+    for (key, _) in serving(mirror, operation).filter(|(key, _)| wanted.as_ref().is_none_or(|(named, _)| *key != named))
+    {
+        change.withdraw(mirror, &key.0, &key.1);
+    }
+    match &wanted {
+        Some((key, work)) => change.assign(&key.0, work, mirror.assignments.get(key)),
+        None => Ok(()),
+    }
+}
+
+/// The assignments by which sources are served for an operation.
+fn serving<'a>(mirror: &'a Mirror, operation: &'a str) -> impl Iterator<Item = (&'a Named, &'a ServeWork)> {
+    mirror.assignments.iter().filter_map(move |(key, at)| match &at.value {
+        Work::Serve(work) if work.operation == operation => Some((key, work)),
+        _ => None,
+    })
+}
+
+/// Why sources are not served, if their agent says so.
+fn not_served<'a>(mirror: &'a Mirror, operation: &'a str) -> Option<&'a Problem> {
+    serving(mirror, operation).find_map(|(key, _)| match &mirror.reports.get(key)?.value.report {
+        Report::Serve(ServeReport { problem }) => problem.as_ref(),
+        _ => None,
+    })
 }
 
 /// The cluster and the work of an operation, if any agent has it.
@@ -92,7 +128,7 @@ fn decide(
         let id = Work::Migrate(work.clone()).id();
         match &mirror.reports.get(&(cluster.clone(), id))?.value.report {
             Report::Migrate(report) => Some(report),
-            Report::Scan(_) | Report::Cache(_) | Report::Remove(_) | Report::Mount(_) => None,
+            Report::Scan(_) | Report::Cache(_) | Report::Remove(_) | Report::Mount(_) | Report::Serve(_) => None,
         }
     });
     migration::step(&Facts {
@@ -103,6 +139,7 @@ fn decide(
         earlier: earlier.as_deref(),
         assigned: assigned.map(|(cluster, work)| (cluster.as_str(), work)),
         report,
+        not_served: not_served(mirror, &operation.metadata.uid),
         now: context.clock.now(),
     })
 }
@@ -111,9 +148,14 @@ fn decide(
 async fn withdraw_orphans(context: &PlannerContext, mirror: &Mirror, key: &Named) -> Result<(), ObjectError> {
     let mut change = Change::default();
     for ((cluster, id), at) in &mirror.assignments {
-        if let Work::Migrate(work) = &at.value
-            && work.dataset.namespace == key.0
-            && !mirror.migrates.values().any(|m| m.value.metadata.uid == work.operation)
+        let operation = match &at.value {
+            Work::Migrate(work) => Some(&work.operation),
+            Work::Serve(work) => Some(&work.operation),
+            _ => None,
+        };
+        if let Some(operation) = operation
+            && at.value.dataset().namespace == key.0
+            && !mirror.migrates.values().any(|m| m.value.metadata.uid == *operation)
         {
             change.withdraw(mirror, cluster, id);
         }

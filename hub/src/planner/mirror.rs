@@ -265,7 +265,8 @@ impl Mirror {
     fn put_cluster(&mut self, at: At<Cluster>) {
         let name = at.value.metadata.name.clone();
         let steers = |c: &Cluster| {
-            (c.state(), c.metadata.labels.clone(), c.spec.clone(), c.metadata.deletion_timestamp.is_some())
+            let address = c.status.as_ref().map(|status| status.address.clone());
+            (c.state(), address, c.metadata.labels.clone(), c.spec.clone(), c.metadata.deletion_timestamp.is_some())
         };
         if self.clusters.get(&name).is_none_or(|old| steers(old) != steers(&at.value)) {
             self.mark_everything_placed();
@@ -297,7 +298,7 @@ impl Mirror {
         let mut parts = id.split('/');
         let (Some(kind), Some(namespace), Some(name)) = (parts.next(), parts.next(), parts.next()) else { return };
         let dataset = (namespace.to_owned(), name.to_owned());
-        if kind == "migrate" {
+        if kind == "migrate" || kind == "serve" {
             let operations = self.migrates.iter().filter(|(_, m)| m.value.dataset() == Some((namespace, name)));
             self.dirty.migrates.extend(operations.map(|(key, _)| key.clone()));
         }

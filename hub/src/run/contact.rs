@@ -57,6 +57,7 @@ pub async fn join(options: JoinOptions) -> Result<HubRecord, RunError> {
         }
     };
     let request = v1::JoinRequest {
+        node: String::new(),
         token: token.text().expose_secret().to_owned(),
         csr: key.csr().map_err(RunError::Key)?,
         cluster: String::new(),

@@ -8,6 +8,7 @@ use fluvial_certs::{Identity, Verified};
 use fluvial_proto::v1::agent_service_server::SERVICE_NAME as AGENT;
 use fluvial_proto::v1::hub_service_server::SERVICE_NAME as HUB;
 use fluvial_proto::v1::join_service_server::SERVICE_NAME as JOIN;
+use fluvial_proto::v1::node_service_server::SERVICE_NAME as NODE;
 use fluvial_proto::v1::peer_service_server::SERVICE_NAME as PEER;
 use fluvial_raft::PEER_METADATA_FROM;
 use thiserror::Error;
@@ -21,6 +22,8 @@ enum Rule {
     Anyone,
     /// The member agents, each for its own cluster.
     Clusters,
+    /// The nodes of clusters beside their agents.
+    Nodes,
     /// The hubs.
     Hubs,
     /// The hubs, and each only under its own number.
@@ -31,8 +34,13 @@ enum Rule {
 ///
 /// That a hub is still a member is not asked here: a hub that was away may not know yet who joined, and would refuse
 /// the very leader that could tell it. A hub that was removed is refused by the deny list.
-const RULES: &[(&str, Rule)] =
-    &[(JOIN, Rule::Anyone), (AGENT, Rule::Clusters), (HUB, Rule::Hubs), (PEER, Rule::HubsAsThemselves)];
+const RULES: &[(&str, Rule)] = &[
+    (JOIN, Rule::Anyone),
+    (AGENT, Rule::Clusters),
+    (NODE, Rule::Nodes),
+    (HUB, Rule::Hubs),
+    (PEER, Rule::HubsAsThemselves),
+];
 
 /// What a load balancer may ask without a certificate; these say nothing but "here".
 const PROBES: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
@@ -95,6 +103,7 @@ impl Rule {
         match (self, identity) {
             (Self::Anyone, _)
             | (Self::Clusters, Some(Identity::Cluster { .. }))
+            | (Self::Nodes, Some(Identity::Node { .. }))
             | (Self::Hubs, Some(Identity::Hub { .. })) => true,
             (Self::HubsAsThemselves, Some(Identity::Hub { id })) => {
                 let from = headers.get(PEER_METADATA_FROM).and_then(|value| value.to_str().ok());
@@ -137,15 +146,18 @@ mod tests {
         let cluster = verified(Identity::Cluster { name: "a".into() });
         let hub = verified(Identity::Hub { id: 1 });
         let user = verified(Identity::User { name: "ann".into(), groups: vec![] });
-        let callers = [None, Some(&cluster), Some(&hub), Some(&user)];
+        let node = verified(Identity::Node { cluster: "a".into(), name: "n".into() });
+        let callers = [None, Some(&cluster), Some(&hub), Some(&user), Some(&node)];
         for (path, expected) in [
-            ("/fluvial.v1.JoinService/Join", [true, true, true, true]),
-            ("/fluvial.v1.AgentService/Session", [false, true, false, false]),
-            ("/fluvial.v1.HubService/Beats", [false, false, true, false]),
-            ("/fluvial.v1.PeerService/Vote", [false, false, true, false]),
-            ("/fluvial.v1.UnknownService/Call", [false, false, false, false]),
-            ("/grpc.health.v1.Health/Check", [false, false, false, false]),
-            ("/", [false, false, false, false]),
+            ("/fluvial.v1.JoinService/Join", [true, true, true, true, true]),
+            ("/fluvial.v1.AgentService/Session", [false, true, false, false, false]),
+            ("/fluvial.v1.HubService/Beats", [false, false, true, false, false]),
+            ("/fluvial.v1.PeerService/Vote", [false, false, true, false, false]),
+            ("/fluvial.v1.UnknownService/Call", [false, false, false, false, false]),
+            ("/grpc.health.v1.Health/Check", [false, false, false, false, false]),
+            ("/", [false, false, false, false, false]),
+            ("/fluvial.v1.NodeService/RenewNode", [false, false, false, false, true]),
+            ("/fluvial.v1.RelayService/Read", [false, false, false, false, false]),
         ] {
             let found = callers.map(|caller| decide(path, &grpc(Some("1")), caller) == Ok(Family::Grpc));
             assert_eq!(found, expected, "{path}");

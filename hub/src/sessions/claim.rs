@@ -109,6 +109,7 @@ fn described(mut status: ClusterStatus, report: &AgentReport) -> ClusterStatus {
     status.nodes.clone_from(&report.nodes);
     status.instance.clone_from(&report.instance);
     status.machine.clone_from(&report.machine);
+    status.address.clone_from(&report.address);
     status.capacity_bytes = sum(|medium| medium.capacity_bytes);
     status.used_bytes = sum(|medium| medium.cached_bytes);
     status
@@ -129,6 +130,7 @@ mod tests {
             version: "1".into(),
             instance: "i".into(),
             machine: String::new(),
+            address: "h:1".into(),
             process: "p".into(),
             engines: vec!["nodecache".into()],
             nodes: vec![node(vec![medium(1, 10), medium(2, 20)]), node(vec![medium(4, u64::MAX)])],
@@ -139,6 +141,7 @@ mod tests {
             agent_version: "1".into(),
             instance: "i".into(),
             machine: String::new(),
+            address: "h:1".into(),
             engines: vec!["nodecache".into()],
             nodes: report.nodes.clone(),
             capacity_bytes: u64::MAX,

@@ -1,6 +1,6 @@
 //! One session from hello to its end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use fluvial_model::store::Revision;
 use fluvial_proto::v1;
 use fluvial_proto::v1::agent_message::Message as FromAgent;
 use fluvial_proto::v1::hub_message::Message as ToAgent;
+use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,8 @@ const LIFE: Duration = Duration::from_secs(3600);
 const LIFE_SPREAD: f64 = 0.25;
 /// Agents that are sent elsewhere come back within this time, not all at once.
 const MOVE_WITHIN_MS: u64 = 2000;
+/// Denied identities in one message, each of some 100 bytes.
+const DENIED_AT_ONCE: usize = 1000;
 /// How long the last message may take to leave.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -47,6 +50,8 @@ struct Talk {
     questions: Vec<v1::Ask>,
     asked: HashMap<u64, oneshot::Sender<v1::AskReply>>,
     last_ask: u64,
+    /// Whom not to believe any more.
+    denied: Vec<v1::Denied>,
 }
 
 /// Why a session ends.
@@ -137,6 +142,10 @@ impl Session {
             Writer { context: &self.context, cluster: &self.cluster, inbox: &inbox, outbound: self.outbound.clone() };
         let mut writing = std::pin::pin!(writer.run());
         let mut talk = Talk::default();
+        let mut denied_changed = self.context.denied_changed.clone();
+        denied_changed.mark_unchanged();
+        let mut denied = self.context.denied.current();
+        talk.deny(&denied.identities, &BTreeMap::new());
         let mut heard = Instant::now();
         let mut tick = tokio::time::interval(HEARTBEAT);
         let mut life =
@@ -173,6 +182,11 @@ impl Session {
                     }
                     talk.forget_abandoned();
                     queue.owe_sync();
+                }
+                Ok(()) = denied_changed.changed() => {
+                    let now = self.context.denied.current();
+                    talk.deny(&now.identities, &denied.identities);
+                    denied = now;
                 }
                 () = place.replaced.cancelled() => return Err(taken_over()),
                 () = life.as_mut() => return Ok(End::Move),
@@ -231,12 +245,25 @@ fn message(message: ToAgent) -> v1::HubMessage {
 
 impl Talk {
     fn has_work(&self) -> bool {
-        self.heartbeat.is_some() || !self.questions.is_empty()
+        self.heartbeat.is_some() || !self.questions.is_empty() || !self.denied.is_empty()
     }
 
     fn next(&mut self) -> Option<ToAgent> {
         let heartbeat = self.heartbeat.take().map(|sequence| ToAgent::Heartbeat(v1::Heartbeat { sequence }));
-        heartbeat.or_else(|| self.questions.pop().map(ToAgent::Ask))
+        let denied = || self.denied.pop().map(ToAgent::Denied);
+        heartbeat.or_else(denied).or_else(|| self.questions.pop().map(ToAgent::Ask))
+    }
+
+    /// Puts together what the agent does not know yet of whose certificates are not accepted.
+    fn deny(&mut self, now: &BTreeMap<String, Timestamp>, known: &BTreeMap<String, Timestamp>) {
+        let news = now.iter().filter(|(identity, before)| known.get(*identity) != Some(*before));
+        let identities: Vec<v1::DeniedIdentity> = news
+            .map(|(identity, before)| v1::DeniedIdentity {
+                identity: identity.clone(),
+                before_ns: i64::try_from(before.as_nanosecond()).unwrap_or(i64::MAX),
+            })
+            .collect();
+        self.denied.extend(identities.chunks(DENIED_AT_ONCE).map(|some| v1::Denied { identities: some.to_vec() }));
     }
 
     /// Numbers are the session's own: whoever asked gets its own number back.

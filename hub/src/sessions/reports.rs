@@ -231,7 +231,7 @@ fn without_progress(report: &Report) -> Report {
             Report::Cache(CacheReport { cached_bytes: 0, cached_files: 0, nodes: Vec::new(), ..cache.clone() })
         }
         Report::Migrate(migrate) => Report::Migrate(MigrateReport { progress: Default::default(), ..migrate.clone() }),
-        Report::Scan(_) | Report::Remove(_) | Report::Mount(_) => report.clone(),
+        Report::Scan(_) | Report::Remove(_) | Report::Mount(_) | Report::Serve(_) => report.clone(),
     }
 }
 

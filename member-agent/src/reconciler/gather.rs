@@ -36,7 +36,7 @@ fn assigned(assignment: &Assignment, report: Option<&StoredReport>, ended: &Ende
         withdrawn: assignment.withdrawn,
         leaves_traces: match assignment.work {
             Work::Cache(_) | Work::Migrate(_) | Work::Mount(_) => true,
-            Work::Scan(_) | Work::Remove(_) => false,
+            Work::Scan(_) | Work::Remove(_) | Work::Serve(_) => false,
         },
         settled: ended_here || finished_before,
     }
@@ -48,7 +48,7 @@ fn finished(report: &Report) -> bool {
     let given_up = |problem: &Option<Problem>| problem.as_ref().is_some_and(|problem| !problem.retrying);
     match report {
         Report::Scan(scan) => scan.found.is_some() || given_up(&scan.problem),
-        Report::Cache(_) | Report::Mount(_) => false,
+        Report::Cache(_) | Report::Mount(_) | Report::Serve(_) => false,
         Report::Migrate(migrate) => match migrate.phase {
             MigratePhase::Done | MigratePhase::Failed | MigratePhase::Discarded => true,
             MigratePhase::Planning | MigratePhase::Copying | MigratePhase::Verifying => false,

@@ -8,14 +8,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fluvial_certs::Identity;
 use fluvial_engine::{CacheRequest, Engine, Loaded};
-use fluvial_model::desired::{CacheWork, MigrateWork, MountWork, RemoveWork, ScanWork, Work};
+use fluvial_model::desired::{CacheWork, MigrateWork, MountWork, Relay, RemoveWork, ScanWork, ServeWork, Work};
 use fluvial_model::kinds;
 use fluvial_model::report::{
-    CacheReport, MigratePhase, MigrateReport, MountReport, Problem, RemoveReport, Report, ScanReport, StoredReport,
-    Version,
+    CacheReport, MigratePhase, MigrateReport, MountReport, Problem, RemoveReport, Report, ScanReport, ServeReport,
+    StoredReport, Version,
 };
-use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Progress};
+use fluvial_transfer::listing::OpenMount;
+use fluvial_transfer::place::Place;
+use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Location, Progress, SourceMount};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -24,8 +27,10 @@ use super::apply::Outcome;
 use super::locate;
 use super::report::{self, Trouble};
 use crate::blocks::{self, HubLink};
+use crate::dial::Dialler;
 use crate::ledger::{Assignment, Ledger, Secrets};
 use crate::mounts::{self, MountWish, Mounts};
+use crate::relay::{RelayPlace, Relays};
 
 /// Scans at a time: each is a listing with its database and a few connections.
 const SCANS: usize = 4;
@@ -42,6 +47,17 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// At most so often it is said what a cache that fills on demand holds.
 const FOLLOW_EVERY: Duration = Duration::from_secs(2);
 
+/// How other agents are reached, and reach this one.
+#[derive(Clone)]
+pub struct Peers {
+    /// Calls them.
+    pub dialler: Dialler,
+    /// What is served to them.
+    pub relays: Relays,
+    /// Whether this agent can be called.
+    pub listens: bool,
+}
+
 /// What the tasks work with.
 pub struct Works {
     ledger: Ledger,
@@ -50,6 +66,7 @@ pub struct Works {
     engine: Arc<dyn Engine>,
     link: HubLink,
     mounts: Mounts,
+    peers: Peers,
     scans: Semaphore,
     copies: Semaphore,
     loads: Semaphore,
@@ -65,9 +82,10 @@ impl Works {
         engine: Arc<dyn Engine>,
         link: HubLink,
         mounts: Mounts,
+        peers: Peers,
     ) -> Self {
         let (scans, copies, loads) = (Semaphore::new(SCANS), Semaphore::new(COPIES), Semaphore::new(LOADS));
-        Self { ledger, blocks, journal, engine, link, mounts, scans, copies, loads }
+        Self { ledger, blocks, journal, engine, link, mounts, peers, scans, copies, loads }
     }
 
     /// Does an assignment at this generation, until it is done, cannot be done, or is cancelled.
@@ -169,6 +187,7 @@ impl Works {
             Work::Migrate(migrate) => self.migrate(id, generation, migrate, &secrets, cancel).await,
             Work::Remove(remove) => self.remove(remove, &secrets).await,
             Work::Mount(mount) => self.mount(id, generation, mount).await,
+            Work::Serve(serve) => self.serve(id, generation, serve, &secrets).await,
         };
         let told = match done {
             Ok(report) => self.tell(id, generation, report).await.map_err(Trouble::from),
@@ -200,6 +219,7 @@ impl Works {
                 Report::Migrate(MigrateReport { phase, progress, version: None, problem: Some(problem) })
             }
             Work::Remove(_) => Report::Remove(RemoveReport { removed: false, problem: Some(problem) }),
+            Work::Serve(_) => Report::Serve(ServeReport { problem: Some(problem) }),
             Work::Mount(mount) => Report::Mount(MountReport {
                 root: mount.root.clone(),
                 problem: Some(problem),
@@ -298,6 +318,47 @@ impl Works {
         }
     }
 
+    /// Serves sources to another agent, for as long as it is wanted.
+    async fn serve(&self, id: &str, generation: u64, work: &ServeWork, secrets: &Secrets) -> Result<Report, Trouble> {
+        if !self.peers.listens {
+            let message = "serve sources: this agent listens nowhere: run it with --listen and --advertise".to_owned();
+            return Err(Trouble::Problem(Problem { reason: "Unsupported".to_owned(), message, retrying: false }));
+        }
+        let mounts = locate::mounts(&work.sources, secrets)?;
+        let places = mounts.iter().map(|mount| mount.location.open()).collect::<Result<_, _>>()?;
+        let _served = self.peers.relays.serve(&work.operation, &work.peer, places);
+        self.tell(id, generation, Report::Serve(ServeReport { problem: None })).await?;
+        std::future::pending().await
+    }
+
+    /// The sources of a migration, as this agent reads them: itself, or through another one.
+    fn sources(&self, work: &MigrateWork, secrets: &Secrets) -> Result<(Vec<SourceMount>, Vec<OpenMount>), Trouble> {
+        let Some(Relay { cluster, address }) = &work.relay else {
+            let mounts = locate::mounts(&work.sources, secrets)?;
+            let open = |mount: &SourceMount| -> Result<OpenMount, Trouble> {
+                Ok(OpenMount { path: mount.path.clone(), place: mount.location.open()? })
+            };
+            let open = mounts.iter().map(open).collect::<Result<_, _>>()?;
+            return Ok((mounts, open));
+        };
+        let identity = Identity::Cluster { name: cluster.clone() };
+        let channel = self.peers.dialler.channel(address, &identity).map_err(|error| {
+            let message = fluvial_model::causes::chain(&error);
+            Trouble::Problem(Problem { reason: "Unreachable".to_owned(), message, retrying: true })
+        })?;
+        let (mut mounts, mut open) = (Vec::new(), Vec::new());
+        for (number, endpoint) in (0..).zip(&work.sources) {
+            let uri = endpoint.uri.to_string();
+            let path =
+                locate::path(&endpoint.path).map_err(|source| locate::Error::Path { uri: uri.clone(), source })?;
+            let place = RelayPlace::new(channel.clone(), cluster, &work.operation, number, &uri);
+            let place: Arc<dyn Place> = Arc::new(place);
+            open.push(OpenMount { path: path.clone(), place });
+            mounts.push(SourceMount { path, location: Location::new(uri) });
+        }
+        Ok((mounts, open))
+    }
+
     async fn migrate(
         &self,
         id: &str,
@@ -308,7 +369,9 @@ impl Works {
     ) -> Result<Report, Trouble> {
         let source_root = work.root.as_deref().map(str::parse).transpose()?;
         let target = locate::location(&work.target, secrets)?;
-        let mut job = CopyJob::new(work.operation.clone(), locate::mounts(&work.sources, secrets)?, target);
+        let (mounts, sources) = self.sources(work, secrets)?;
+        let to = target.open_target()?;
+        let mut job = CopyJob::new(work.operation.clone(), mounts, target);
         job.source_root = source_root;
         if work.streams > 0 {
             job.streams = usize::try_from(work.streams).unwrap_or(usize::MAX);
@@ -321,7 +384,7 @@ impl Works {
         let context = CopyContext::new(self.journal.clone(), self.blocks.clone(), progress, cancel.clone());
         let copy = async {
             let _turn = self.copies.acquire().await.map_err(|_| Trouble::Cancelled)?;
-            fluvial_transfer::copy(job, context).await.map_err(Trouble::from)
+            fluvial_transfer::copy::copy_between(job, context, sources, to).await.map_err(Trouble::from)
         };
         tokio::pin!(copy);
         let mut tick = ticker();
@@ -385,7 +448,7 @@ impl Works {
                 let directory = directory_of(work).await?;
                 self.mounts.take_away(&work.mount, &directory, &source_of(work)).await?;
             }
-            Work::Scan(_) | Work::Remove(_) => {}
+            Work::Scan(_) | Work::Remove(_) | Work::Serve(_) => {}
         }
         Ok(())
     }

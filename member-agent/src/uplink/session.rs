@@ -175,6 +175,12 @@ impl Session<'_> {
             Some(Heard::Welcome(_)) => return Err(Lost::Protocol("the hub welcomed this agent twice")),
             Some(Heard::MoveAfterMs(wait)) => return Ok(Some(Ended::Move(Duration::from_millis(wait)))),
             Some(Heard::Heartbeat(_)) => {}
+            Some(Heard::Denied(denied)) => {
+                let denials = self.uplink.denied.clone();
+                tokio::task::spawn_blocking(move || denials.add(&denied)).await.map_err(|_| Lost::Closed)?;
+            }
+            // For nodes alone.
+            Some(Heard::Nodes(_)) => {}
             // Of a newer hub.
             None => {}
             Some(_) if !welcomed => return Err(Lost::Protocol("the hub did not begin with a welcome")),

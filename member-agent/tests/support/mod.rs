@@ -436,6 +436,7 @@ impl JoinService for Service {
             cluster: CLUSTER.to_owned(),
             hubs: vec![address.to_string()],
             hub: None,
+            node: String::new(),
         }))
     }
 }

@@ -100,6 +100,9 @@ pub struct ClusterStatus {
     /// Tells the agent's machine and its view of mounts from others.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub machine: String,
+    /// Where the agents of other clusters, and the nodes of this one, reach the agent: `HOST:PORT`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub address: String,
     pub conditions: Vec<Condition>,
 }
 
@@ -122,6 +125,7 @@ impl Resource for Cluster {
             PrinterColumn { name: "Version", kind: "string", pointer: "/status/agentVersion", priority: 0 },
             PrinterColumn { name: "Capacity", kind: "integer", pointer: "/status/capacityBytes", priority: 0 },
             PrinterColumn { name: "Used", kind: "integer", pointer: "/status/usedBytes", priority: 0 },
+            PrinterColumn { name: "Address", kind: "string", pointer: "/status/address", priority: 1 },
             PrinterColumn { name: "Age", kind: "date", pointer: "/metadata/creationTimestamp", priority: 0 },
         ],
         secret: false,

@@ -159,10 +159,14 @@ pub struct Progress {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MigratePlan {
-    /// `pull` (the target's agent reads the source), `push` (the source's agent writes the target) or `local`.
+    /// `pull` (the target's agent reads the source), `push` (the source's agent writes the target), `local`, or `relay`
+    /// (the target's agent reads through the source's).
     pub route: String,
     /// The cluster whose agent moves the bytes.
     pub executor: String,
+    /// With `relay`: the cluster through whose agent they are read.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub through: String,
     pub from_uri: String,
     pub from_cluster: String,
     pub to_uri: String,

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::desired::Work;
 use crate::kinds::datamigrate::{DataEnd, DataMigrateSpec, DatasetRef, StorageRef};
 use crate::kinds::{ClusterSpec, ClusterState, ClusterStatus, DatasetSpec, DatasetStatus, Mount, StorageSpec};
 use crate::report::{Problem, Totals};
@@ -76,6 +77,7 @@ impl World {
             earlier: None,
             assigned,
             report,
+            not_served: None,
             now: NOW,
         }
     }
@@ -253,4 +255,43 @@ proptest! {
             assigned = next.assignment;
         }
     }
+}
+
+#[test]
+fn a_relay_has_the_sources_served_until_the_copy_is_done() {
+    let mut world = world();
+    world.storages.get_mut("st").unwrap().spec.uri = "file:///disk".to_owned();
+    world.clusters.get_mut("a").unwrap().status.as_mut().unwrap().address = "a:1".to_owned();
+    let begun = step(&world.facts(None, None));
+    let (executor, work) = begun.assignment.clone().unwrap();
+    let (server, serve) = begun.serving.unwrap();
+    assert_eq!((executor.as_str(), server.as_str(), serve.peer.as_str()), ("b", "a", "b"));
+    assert_eq!((&serve.sources, &serve.operation), (&work.sources, &work.operation));
+    let plan = begun.status.plan.clone().unwrap();
+    assert_eq!((plan.route.as_str(), plan.through.as_str()), ("relay", "a"));
+    let target = Work::Migrate(work.clone());
+    assert_eq!(target.endpoints().count(), 1, "the secrets of the sources stay with who opens them");
+    world.operation.status = Some(begun.status);
+
+    // It comes back elsewhere: the work follows.
+    world.clusters.get_mut("a").unwrap().status.as_mut().unwrap().address = "a:2".to_owned();
+    let copying = report(MigratePhase::Copying);
+    let next = step(&world.facts(Some((&executor, &work)), Some(&copying)));
+    assert_eq!(next.assignment.unwrap().1.relay.unwrap().address, "a:2");
+    assert!(next.serving.is_some());
+
+    let problem = Problem { reason: "NotFound".to_owned(), message: "gone".to_owned(), retrying: true };
+    let next = step(&Facts { not_served: Some(&problem), ..world.facts(Some((&executor, &work)), Some(&copying)) });
+    assert_eq!(next.status.message, "NotFound: gone");
+
+    let done = done("listed");
+    let next = step(&world.facts(Some((&executor, &work)), Some(&done)));
+    assert_eq!((next.status.phase, next.serving), (OperationPhase::Complete, None));
+
+    world.operation.spec.cancel = true;
+    assert_eq!(step(&world.facts(Some((&executor, &work)), Some(&copying))).serving, None);
+    world.operation.spec.cancel = false;
+    world.clusters.remove("a");
+    let next = step(&world.facts(Some((&executor, &work)), Some(&copying)));
+    assert_eq!((next.status.phase, next.status.reason.as_str()), (OperationPhase::Failed, "ClusterRemoved"));
 }

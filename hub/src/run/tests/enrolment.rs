@@ -10,6 +10,7 @@ use fluvial_proto::v1;
 use fluvial_proto::v1::agent_service_client::AgentServiceClient;
 use fluvial_proto::v1::hub_service_client::HubServiceClient;
 use fluvial_proto::v1::join_service_client::JoinServiceClient;
+use fluvial_proto::v1::node_service_client::NodeServiceClient;
 use fluvial_proto::v1::peer_service_client::PeerServiceClient;
 use fluvial_raft::Consistency;
 use jiff::{SignedDuration, Timestamp};
@@ -20,13 +21,51 @@ use super::fixture::{At, TestHub, cluster, user};
 use crate::enrol::TokenRequest;
 
 async fn join(hub: &TestHub, token: &str, cluster: &str, key: &KeyPair) -> Result<v1::JoinResponse, Status> {
+    join_node(hub, token, cluster, "", key).await
+}
+
+async fn join_node(
+    hub: &TestHub,
+    token: &str,
+    cluster: &str,
+    node: &str,
+    key: &KeyPair,
+) -> Result<v1::JoinResponse, Status> {
     let request = v1::JoinRequest {
         token: token.to_owned(),
         csr: key.csr().unwrap(),
         cluster: cluster.to_owned(),
         hub_address: String::new(),
+        node: node.to_owned(),
     };
     JoinServiceClient::new(hub.channel(None)).join(request).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_a_cluster_that_has_an_agent_and_renews_for_itself_alone() {
+    let hub = TestHub::start().await;
+    let key = KeyPair::generate().unwrap();
+    let early = join_node(&hub, &hub.token("alpha").await, "alpha", "n-1", &key).await.unwrap_err();
+    assert_eq!(early.code(), Code::FailedPrecondition, "{early}");
+    join(&hub, &hub.token("alpha").await, "alpha", &KeyPair::generate().unwrap()).await.unwrap();
+    let bad = join_node(&hub, &hub.token("alpha").await, "alpha", "N/1", &key).await.unwrap_err();
+    assert_eq!(bad.code(), Code::InvalidArgument, "{bad}");
+
+    let joined = join_node(&hub, &hub.token("alpha").await, "alpha", "n-1", &key).await.unwrap();
+    let bundle = Bundle::new(&joined.certificate, &key, &joined.ca).unwrap();
+    let domain = fluvial_certs::TrustDomain::new(joined.trust_domain).unwrap();
+    let node = fluvial_certs::Identity::Node { cluster: "alpha".into(), name: "n-1".into() };
+    assert_eq!(bundle.verified(&domain).unwrap().identity, node);
+
+    let mut calls = NodeServiceClient::new(hub.channel(Some(&node)));
+    let renewed = calls.renew_node(v1::RenewNodeRequest { csr: key.csr().unwrap() }).await.unwrap().into_inner();
+    let again = Bundle::new(&renewed.certificate, &key, &renewed.ca).unwrap();
+    assert_eq!(again.verified(&domain).unwrap().identity, node);
+    let found = calls.find_member(v1::FindMemberRequest {}).await.unwrap().into_inner();
+    assert_eq!(found.address, "", "the agent has not said where it listens");
+    let mut agent = AgentServiceClient::new(hub.channel(Some(&node)));
+    let refused = agent.renew(v1::RenewRequest { csr: key.csr().unwrap() }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "a node is not the agent of its cluster");
 }
 
 async fn refusal(hub: &TestHub, token: &str, cluster: &str) -> Code {

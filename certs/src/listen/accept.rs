@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluvial_certs::Identity;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -16,10 +15,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::connection::{Connection, Ending};
-use super::{Guard, Peer, Services};
+use super::{Front, Guard, Peer};
+use crate::identity::Identity;
 
-/// The most connections at a time: 10,000 agents with one each, and a fifth more for users and hubs.
-const MAX_CONNECTIONS: usize = 12_000;
 /// The most handshakes at a time: each costs about a millisecond of a core, so 64 are done well before the next heartbeat.
 const MAX_HANDSHAKES: usize = 64;
 /// How long a connection may take until it has shown who it is; waiting for a turn counts too.
@@ -65,18 +63,23 @@ impl Drop for RunningServer {
     }
 }
 
-/// Serves `services` on `listener`.
+/// Serves what stands behind `front` on `listener`, to at most `connections` at a time.
 ///
 /// # Errors
 /// If the listener has no address.
-pub fn serve(listener: TcpListener, guard: Guard, services: Services) -> io::Result<RunningServer> {
+pub fn serve(
+    listener: TcpListener,
+    guard: Guard,
+    front: Arc<dyn Front>,
+    connections: usize,
+) -> io::Result<RunningServer> {
     let address = listener.local_addr()?;
     let ending = Ending { soon: CancellationToken::new(), now: CancellationToken::new() };
     let tasks = TaskTracker::new();
     let acceptor = Acceptor {
         guard: Arc::new(guard),
-        services: Arc::new(services),
-        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        front,
+        connections: Arc::new(Semaphore::new(connections)),
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
         ending: ending.clone(),
         tasks: tasks.clone(),
@@ -87,7 +90,7 @@ pub fn serve(listener: TcpListener, guard: Guard, services: Services) -> io::Res
 
 struct Acceptor {
     guard: Arc<Guard>,
-    services: Arc<Services>,
+    front: Arc<dyn Front>,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     ending: Ending,
@@ -116,7 +119,7 @@ impl Acceptor {
     }
 
     fn spawn(&self, socket: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
-        let (guard, services) = (self.guard.clone(), self.services.clone());
+        let (guard, front) = (self.guard.clone(), self.front.clone());
         let (handshakes, ending, tasks) = (self.handshakes.clone(), self.ending.clone(), self.tasks.clone());
         self.tasks.spawn(async move {
             let _permit = permit;
@@ -129,7 +132,7 @@ impl Acceptor {
                 },
             };
             let Some(peer) = identify(&stream, address, &guard) else { return };
-            Connection { stream, peer, guard, services, ending, tasks }.run().await;
+            Connection { stream, peer, guard, front, ending, tasks }.run().await;
         });
     }
 }

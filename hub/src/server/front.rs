@@ -1,0 +1,114 @@
+//! What stands before the hub's services: identity, deny list, rules.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{Request, Response, StatusCode, header};
+use fluvial_certs::Identity;
+use fluvial_certs::listen::{self, Answer, Guard, Limits, Peer};
+use hyper::body::Incoming;
+use tower::ServiceExt as _;
+
+use super::Services;
+use super::access::{Denial, Family, decide, precedes_deny_list};
+use crate::api::Caller;
+
+/// What a peer may send unread: 256 KiB a stream (a quarter of the largest block), 1 MiB a connection.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The same for a hub, whose log entries and snapshots must not wait for window updates; there are few of them.
+const HUB_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+const HUB_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// An agent needs one stream for its session and a few for blocks; hubs and users watch many things at a time.
+const AGENT_STREAMS: u32 = 16;
+const STREAMS: u32 = 256;
+
+/// The hub's rules and services.
+pub(super) struct Front {
+    pub(super) guard: Guard,
+    pub(super) services: Arc<Services>,
+}
+
+impl listen::Front for Front {
+    fn limits(&self, peer: &Peer) -> Limits {
+        let (streams, stream_window, connection_window) = match peer.verified.as_ref().map(|v| &v.identity) {
+            Some(Identity::Hub { .. }) => (STREAMS, HUB_STREAM_WINDOW, HUB_CONNECTION_WINDOW),
+            Some(Identity::Cluster { .. } | Identity::Node { .. }) => (AGENT_STREAMS, STREAM_WINDOW, CONNECTION_WINDOW),
+            _ => (STREAMS, STREAM_WINDOW, CONNECTION_WINDOW),
+        };
+        Limits { streams, stream_window, connection_window }
+    }
+
+    fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Answer {
+        match self.admit(peer, request) {
+            Ok((router, request)) => Box::pin(async move {
+                match router.oneshot(request.map(Body::new)).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            }),
+            Err(refusal) => Box::pin(std::future::ready(*refusal)),
+        }
+    }
+}
+
+impl Front {
+    /// The services that the request may go to, or what to answer instead.
+    fn admit(
+        &self,
+        peer: &Peer,
+        mut request: Request<Incoming>,
+    ) -> Result<(axum::Router, Request<Incoming>), Box<Response<Body>>> {
+        let verified = peer.verified.as_deref();
+        let family = decide(request.uri().path(), request.headers(), verified).map_err(|denial| denied(&denial))?;
+        if let Some(Err(error)) = verified.map(|v| self.guard.denied.check(v)) {
+            return Err(refusal(family, StatusCode::FORBIDDEN, &error.to_string()).into());
+        }
+        // Everyone else waits until the store could be read for the first time.
+        if !precedes_deny_list(request.uri().path()) && *self.guard.denied_changed.borrow() == 0 {
+            return Err(refusal(family, StatusCode::SERVICE_UNAVAILABLE, "this hub is starting: try again").into());
+        }
+        request.extensions_mut().insert(peer.clone());
+        let router = match family {
+            Family::Grpc => &self.services.grpc,
+            Family::Rest => {
+                request.extensions_mut().insert(Caller(verified.map(|v| v.identity.clone())));
+                &self.services.rest
+            }
+        };
+        Ok((router.clone(), request))
+    }
+}
+
+fn denied(denial: &Denial) -> Box<Response<Body>> {
+    let (family, code) = match denial {
+        Denial::NoCertificate { family, .. } => (*family, StatusCode::UNAUTHORIZED),
+        Denial::Forbidden { family, .. } => (*family, StatusCode::FORBIDDEN),
+    };
+    refusal(family, code, &denial.to_string()).into()
+}
+
+/// A refusal in the words of the family: a gRPC status, or a Kubernetes Status.
+fn refusal(family: Family, code: StatusCode, message: &str) -> Response<Body> {
+    let (grpc, reason) = match code {
+        StatusCode::UNAUTHORIZED => (tonic::Code::Unauthenticated, "Unauthorized"),
+        StatusCode::FORBIDDEN => (tonic::Code::PermissionDenied, "Forbidden"),
+        _ => (tonic::Code::Unavailable, "ServiceUnavailable"),
+    };
+    match family {
+        Family::Grpc => tonic::Status::new(grpc, message).into_http(),
+        Family::Rest => {
+            let status = serde_json::json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+                "reason": reason, "code": code.as_u16(),
+            });
+            let mut response = Response::new(Body::from(status.to_string()));
+            *response.status_mut() = code;
+            response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+            if code == StatusCode::SERVICE_UNAVAILABLE {
+                response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+            }
+            response
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Connections to other agents: to an address, and to nobody but the identity that is expected there.
+//!
+//! A channel connects when it is first used, and again, with the newest certificate, whenever the connection is lost.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fluvial_certs::{Identity, Reloadable, TrustDomain, tls};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::connect::{self, CONNECT_TIMEOUT};
+use crate::denied::Denials;
+
+/// HTTP/2 windows: a range of a file is on its way on each of a few streams.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A peer that does not answer a ping for so long is gone.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Dials other agents as this one.
+#[derive(Debug, Clone)]
+pub struct Dialler {
+    credentials: Arc<Reloadable>,
+    trust_domain: TrustDomain,
+    denied: Denials,
+}
+
+impl Dialler {
+    /// With this agent's credentials.
+    #[must_use]
+    pub fn new(credentials: Arc<Reloadable>, trust_domain: TrustDomain, denied: Denials) -> Self {
+        Self { credentials, trust_domain, denied }
+    }
+
+    /// A channel to `expected` at `address` (`HOST:PORT`).
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn channel(&self, address: &str, expected: &Identity) -> Result<Channel, connect::Error> {
+        let address = connect::address(address)?;
+        // The scheme says that tonic adds no TLS of its own: the connector does it.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|source| connect::Error::Connect { address: address.clone(), source })?
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT);
+        let (dialler, expected) = (self.clone(), expected.clone());
+        let dial = move |_: http::Uri| {
+            let (dialler, expected, address) = (dialler.clone(), expected.clone(), address.clone());
+            async move {
+                let connected = tokio::time::timeout(CONNECT_TIMEOUT, dialler.dial(&address, expected)).await;
+                connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TokioIo::new)
+            }
+        };
+        Ok(endpoint.connect_with_connector_lazy(tower::service_fn(dial)))
+    }
+
+    async fn dial(&self, address: &str, expected: Identity) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let bundle = self.credentials.current().bundle.clone();
+        let config = tls::peer_client_config(&bundle, self.trust_domain.clone(), expected, self.denied.list());
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        // Agents' certificates name no host: the verifier looks at the identity.
+        let name = ServerName::try_from("agent.invalid").map_err(io::Error::other)?;
+        TlsConnector::from(Arc::new(config.map_err(io::Error::other)?)).connect(name, tcp).await
+    }
+}
