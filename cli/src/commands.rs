@@ -14,6 +14,7 @@ pub(crate) mod kubeconfig;
 pub(crate) mod member;
 pub(crate) mod migrate;
 pub(crate) mod mount;
+pub(crate) mod node;
 pub(crate) mod op;
 pub(crate) mod options;
 pub(crate) mod placement;

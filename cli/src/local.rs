@@ -166,8 +166,13 @@ impl Federation {
         let data_dir = member_dir(&self.data_dir, name);
         if !data_dir.join("agent.json").exists() {
             let token = token(&self.client, &json!({ "cluster": name, "ttlSeconds": TOKEN_SECONDS })).await?;
-            let join =
-                JoinConfig { hub: url(&self.hubs), token, data_dir: data_dir.clone(), cluster: Some(name.into()) };
+            let join = JoinConfig {
+                hub: url(&self.hubs),
+                token,
+                data_dir: data_dir.clone(),
+                cluster: Some(name.into()),
+                node: None,
+            };
             fluvial_member_agent::join(join).await.with_context(|| format!("letting member \"{name}\" join"))?;
         }
         let config = AgentConfig {

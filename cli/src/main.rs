@@ -17,7 +17,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     apply, cluster, completion, dataset, delete, demo, describe, get, hook, hub, kubeconfig, member, migrate, mount,
-    op, placement, query, storage, token, up, watch,
+    node, op, placement, query, storage, token, up, watch,
 };
 
 /// A federation hub for datasets.
@@ -43,6 +43,9 @@ enum Command {
     /// Let this machine join as a cluster, or run its agent.
     #[command(subcommand)]
     Member(member::Command),
+    /// Further machines of a cluster: join, run, remove.
+    #[command(subcommand)]
+    Node(node::Command),
     /// Tokens to join with.
     #[command(subcommand)]
     Token(token::Command),
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
                 Command::Demo(arguments) => demo::run(arguments).await,
                 Command::Hub(command) => hub::run(kubeconfig, command).await,
                 Command::Member(command) => member::run(command).await,
+                Command::Node(command) => node::run(kubeconfig, command).await,
                 Command::Token(command) => token::run(kubeconfig, command).await,
                 Command::Cluster(command) => cluster::run(kubeconfig, command).await,
                 Command::Dataset(command) => dataset::run(kubeconfig, command).await,

@@ -147,29 +147,35 @@ fn unpushed(ledger: &Ledger, blocks: &BlockStore, root: Root) -> Result<Vec<Bloc
 /// # Errors
 /// When the hub does not answer, does not have one, or sends other bytes.
 pub async fn pull(link: &HubLink, blocks: &BlockStore, root: Root) -> Result<(), Error> {
-    const OP: &str = "pull block";
     let mut seen = HashSet::from([root.block()]);
     let mut wanted = vec![root.block()];
     while let Some(hash) = wanted.pop() {
-        let store = blocks.clone();
-        let here = tokio::task::spawn_blocking(move || store.get(&hash)).await.map_err(|_| Error::Ending { op: OP })?;
-        // A block that cannot be read is asked for like one that is missing.
-        let bytes = match here.unwrap_or_default() {
-            Some(bytes) => bytes,
-            None => {
-                let mut client = link.client(OP).await?;
-                let request = BlockRequest { hash: Bytes::copy_from_slice(hash.as_bytes()) };
-                let data = bounded(OP, client.get_block(request)).await?.into_inner().data;
-                if BlockHash::of(&data) != hash {
-                    return Err(Error::OtherBytes { block: hash });
-                }
-                let (store, copy) = (blocks.clone(), data.clone());
-                let put = tokio::task::spawn_blocking(move || store.put(&copy)).await;
-                put.map_err(|_| Error::Ending { op: OP })?.map_err(Error::Store)?;
-                data
-            }
-        };
+        let bytes = fetch(link, blocks, hash).await?;
         wanted.extend(children(hash, &bytes)?.into_iter().filter(|child| seen.insert(*child)));
     }
     Ok(())
+}
+
+/// A block from here or, if it is not here, from the hub; then it is kept here too.
+///
+/// # Errors
+/// As [`pull`].
+pub async fn fetch(link: &HubLink, blocks: &BlockStore, hash: BlockHash) -> Result<Bytes, Error> {
+    const OP: &str = "pull block";
+    let store = blocks.clone();
+    let here = tokio::task::spawn_blocking(move || store.get(&hash)).await.map_err(|_| Error::Ending { op: OP })?;
+    // A block that cannot be read is asked for like one that is missing.
+    if let Some(bytes) = here.unwrap_or_default() {
+        return Ok(bytes);
+    }
+    let mut client = link.client(OP).await?;
+    let request = BlockRequest { hash: Bytes::copy_from_slice(hash.as_bytes()) };
+    let data = bounded(OP, client.get_block(request)).await?.into_inner().data;
+    if BlockHash::of(&data) != hash {
+        return Err(Error::OtherBytes { block: hash });
+    }
+    let (store, copy) = (blocks.clone(), data.clone());
+    let put = tokio::task::spawn_blocking(move || store.put(&copy)).await;
+    put.map_err(|_| Error::Ending { op: OP })?.map_err(Error::Store)?;
+    Ok(data)
 }

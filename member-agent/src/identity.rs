@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use fluvial_certs::files;
-use fluvial_certs::{Bundle, KeyPair, TrustDomain, Verified};
+use fluvial_certs::{Bundle, Identity, KeyPair, TrustDomain, Verified};
 use serde::{Deserialize, Serialize};
 
 /// Why an identity cannot be read or written.
@@ -45,6 +45,23 @@ pub struct AgentFile {
     pub hubs: Vec<String>,
     /// Tells this data directory from another of the same cluster.
     pub instance: String,
+    /// The node that this is; nothing for the agent that speaks for the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Of a node: where the agent that speaks for the cluster listened last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
+}
+
+impl AgentFile {
+    /// Whom the agent's certificate is for.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        match &self.node {
+            None => Identity::Cluster { name: self.cluster.clone() },
+            Some(name) => Identity::Node { cluster: self.cluster.clone(), name: name.clone() },
+        }
+    }
 }
 
 /// The data directory of one agent.

@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fluvial_certs::JoinToken;
 use fluvial_certs::tls::{ALPN_H2, pinned_client_config};
-use fluvial_certs::{Identity, JoinToken};
 use fluvial_proto::v1::join_service_client::JoinServiceClient;
 use fluvial_proto::v1::{JoinRequest, JoinResponse};
 use secrecy::{ExposeSecret, SecretString};
@@ -27,6 +27,8 @@ pub enum Error {
     Token(#[source] fluvial_certs::token::Error),
     #[error("join: data directory {dir} belongs to cluster \"{cluster}\", not to \"{asked}\": use another directory")]
     OtherCluster { dir: String, cluster: String, asked: String },
+    #[error("join: data directory {dir} belongs to {known}, not to {asked}: use another directory")]
+    OtherNode { dir: String, known: String, asked: String },
     #[error("join: prepare identity")]
     Identity(#[source] identity::Error),
     #[error("join: prepare tls")]
@@ -52,6 +54,8 @@ pub struct JoinConfig {
     pub data_dir: PathBuf,
     /// The cluster to join; if not given, the one that the data directory belongs to, else the token's.
     pub cluster: Option<String>,
+    /// The node that this machine becomes; nothing for the agent that speaks for the cluster.
+    pub node: Option<String>,
 }
 
 /// What was joined.
@@ -70,7 +74,7 @@ pub struct Joined {
 /// # Errors
 /// See [`Error`]; nothing but the key has been written then.
 pub async fn join(config: JoinConfig) -> Result<Joined, Error> {
-    let JoinConfig { hub, token, data_dir, cluster } = config;
+    let JoinConfig { hub, token, data_dir, cluster, node } = config;
     let token: JoinToken = token.expose_secret().parse().map_err(Error::Token)?;
     let address = connect::address(&hub).map_err(Error::Connect)?;
     let dir = DataDir::open(&data_dir).map_err(Error::Identity)?;
@@ -85,6 +89,14 @@ pub async fn join(config: JoinConfig) -> Result<Joined, Error> {
     {
         return Err(other(known, asked));
     }
+    if let Some(known) = &known
+        && known.node != node
+    {
+        let who =
+            |node: &Option<String>| node.as_ref().map_or("the cluster's agent".to_owned(), |n| format!("node \"{n}\""));
+        let dir = data_dir.display().to_string();
+        return Err(Error::OtherNode { dir, known: who(&known.node), asked: who(&node) });
+    }
     let asked = cluster.or_else(|| known.as_ref().map(|known| known.cluster.clone())).unwrap_or_default();
 
     let csr = dir.key().and_then(|key| key.csr().map_err(identity::Error::Key)).map_err(Error::Identity)?;
@@ -95,7 +107,7 @@ pub async fn join(config: JoinConfig) -> Result<Joined, Error> {
         csr,
         cluster: asked.clone(),
         hub_address: String::new(),
-        node: String::new(),
+        node: node.clone().unwrap_or_default(),
     };
     let mut client = JoinServiceClient::new(channel);
     let call = client.join(request);
@@ -114,7 +126,7 @@ pub async fn join(config: JoinConfig) -> Result<Joined, Error> {
     {
         return Err(other(known, &answer.cluster));
     }
-    settle(&dir, known, &token, &asked, &address, answer)
+    settle(&dir, known, &token, (&asked, node), &address, answer)
 }
 
 /// Checks the answer and writes it down.
@@ -122,7 +134,7 @@ fn settle(
     dir: &DataDir,
     known: Option<AgentFile>,
     token: &JoinToken,
-    asked: &str,
+    (asked, node): (&str, Option<String>),
     address: &str,
     answer: JoinResponse,
 ) -> Result<Joined, Error> {
@@ -136,12 +148,14 @@ fn settle(
     }
     let bundle = dir.set_certificate(&answer.certificate, &answer.ca).map_err(Error::Identity)?;
     let leaf = identity::verified(&bundle, &answer.trust_domain).map_err(Error::Identity)?;
-    if leaf.identity != (Identity::Cluster { name: answer.cluster.clone() }) {
+    let hubs = if answer.hubs.is_empty() { vec![address.to_owned()] } else { answer.hubs };
+    let member = known.as_ref().and_then(|known| known.member.clone());
+    let instance = known.map_or_else(|| uuid::Uuid::new_v4().to_string(), |known| known.instance);
+    let (cluster, trust_domain) = (answer.cluster, answer.trust_domain);
+    let agent = AgentFile { cluster, trust_domain, hubs, instance, node, member };
+    if leaf.identity != agent.identity() {
         return Err(wrong("its certificate is for somebody else"));
     }
-    let hubs = if answer.hubs.is_empty() { vec![address.to_owned()] } else { answer.hubs };
-    let instance = known.map_or_else(|| uuid::Uuid::new_v4().to_string(), |known| known.instance);
-    let agent = AgentFile { cluster: answer.cluster, trust_domain: answer.trust_domain, hubs, instance };
     dir.set_agent(&agent).map_err(Error::Identity)?;
     Ok(Joined { cluster: agent.cluster, trust_domain: agent.trust_domain, hubs: agent.hubs })
 }

@@ -12,6 +12,8 @@
 //! | [`listener`] | where other agents reach this one | 1 for each connection |
 //! | [`dial`] | connections to other agents |  |
 //! | [`denied`] | whose certificates are not accepted any more | |
+//! | [`nodes`] | the other machines of the cluster: their orders, their reports | 1 for each node |
+//! | [`share`] | ranges of cached files asked of, and served to, the other nodes | |
 //! | [`relay`] | sources served to, and read through, other agents | |
 //! | [`uplink`] | keeps a session with some hub: desired state into the ledger, reports out of it | 1 |
 //! | [`ledger`] | what was asked for and what came of it, on disk before anything else happens | |
@@ -35,10 +37,12 @@ pub mod join;
 pub mod ledger;
 pub mod listener;
 pub mod mounts;
+pub mod nodes;
 pub mod platform;
 pub mod reconciler;
 pub mod relay;
 pub mod run;
+pub mod share;
 pub mod uplink;
 
 pub use join::{JoinConfig, Joined, join};

@@ -12,10 +12,13 @@ use std::time::Duration;
 use fluvial_certs::listen::RunningServer;
 use fluvial_certs::tls::ALPN_H2;
 use fluvial_certs::{Reloadable, TrustDomain};
-use fluvial_engine::{Engine, EngineError, NodeCache, NodeCacheConfig};
+use fluvial_engine::{Engine, EngineError, NodeCache, NodeCacheConfig, Peers};
 use fluvial_model::kinds::NodeUsage;
 use fluvial_model::report::AgentReport;
+use fluvial_model::share::Node;
+use fluvial_proto::v1::agent_service_server::AgentServiceServer;
 use fluvial_proto::v1::relay_service_server::RelayServiceServer;
+use fluvial_proto::v1::share_service_server::ShareServiceServer;
 use fluvial_transfer::{BlockStore, Journal, TransferError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -30,11 +33,13 @@ use crate::identity::{self, AgentFile, DataDir};
 use crate::ledger::{self, Ledger};
 use crate::listener::{self, Port, Rules};
 use crate::mounts::{self, Mounts};
+use crate::nodes::Nodes;
 use crate::platform::host::{self, TierConfig};
 use crate::reconciler;
 use crate::reconciler::apply::Runner;
-use crate::reconciler::work::{Peers, Works};
+use crate::reconciler::work::{self, Works};
 use crate::relay::Relays;
+use crate::share::{Shares, Sharing};
 use crate::uplink::{Uplink, UplinkState};
 
 /// How long a start waits for the one before it on the same directory to let go.
@@ -114,6 +119,7 @@ pub struct RunningAgent {
     state: watch::Receiver<UplinkState>,
     mounts: Mounts,
     mounts_end: bool,
+    nodes: Nodes,
     server: Option<RunningServer>,
 }
 
@@ -123,10 +129,12 @@ struct Opened {
     agent: AgentFile,
     credentials: Arc<Reloadable>,
     denied: Denials,
+    dialler: Dialler,
     ledger: Ledger,
     blocks: BlockStore,
     journal: Journal,
-    engine: Arc<dyn Engine>,
+    node: NodeUsage,
+    cache: Arc<NodeCache>,
 }
 
 impl Agent {
@@ -140,8 +148,11 @@ impl Agent {
             Some(listen) => Some(Port::open(listen, config.advertise.clone()).await.map_err(StartError::Listen)?),
             None => None,
         };
-        let Opened { dir, agent, credentials, denied, ledger, blocks, journal, engine } =
-            tokio::task::spawn_blocking(move || open(config)).await.map_err(|_| StartError::Ending)??;
+        let sharing = watch::Sender::new(Vec::new());
+        let shared = sharing.subscribe();
+        let Opened { dir, agent, credentials, denied, dialler, ledger, blocks, journal, node, cache } =
+            tokio::task::spawn_blocking(move || open(config, shared)).await.map_err(|_| StartError::Ending)??;
+        let engine: Arc<dyn Engine> = cache.clone();
         let program = program.map_or_else(std::env::current_exe, Ok).map_err(StartError::Program)?;
         let (mounts, listener) = Mounts::open(&data_dir, program, engine.clone()).map_err(StartError::Mounts)?;
         let cancel = CancellationToken::new();
@@ -149,23 +160,40 @@ impl Agent {
         let link = HubLink::new(channel.subscribe());
         let state = follow.subscribe();
         let process = uuid::Uuid::new_v4().to_string();
+        let leads = agent.node.is_none();
+        let trust_domain = TrustDomain::new(agent.trust_domain.clone()).map_err(StartError::TrustDomain)?;
+        let nodes = Nodes::new(
+            &agent.cluster,
+            ledger.clone(),
+            blocks.clone(),
+            link.clone(),
+            denied.clone(),
+            if leads { sharing.clone() } else { watch::Sender::default() },
+        );
+        let peers = work::Peers {
+            dialler: dialler.clone(),
+            relays: Relays::default(),
+            listens: port.is_some(),
+            nodes: nodes.clone(),
+            node: node.node.clone(),
+            leads,
+        };
         let profile = Profile {
             agent: agent.clone(),
+            nodes: nodes.clone(),
             process,
             address: port.as_ref().map(|port| port.address.clone()).unwrap_or_default(),
             engine: engine.clone(),
         };
         let said = watch::Sender::new(profile.describe().await);
-        let trust_domain = TrustDomain::new(agent.trust_domain.clone()).map_err(StartError::TrustDomain)?;
-        let peers = Peers {
-            dialler: Dialler::new(credentials.clone(), trust_domain.clone(), denied.clone()),
-            relays: Relays::default(),
-            listens: port.is_some(),
-        };
         let server = match port {
             Some(port) => {
-                let rules = Rules { cluster: agent.cluster.clone(), leads: true };
-                let services = Routes::new(RelayServiceServer::new(peers.relays.clone())).prepare().into_axum_router();
+                let rules = Rules { cluster: agent.cluster.clone(), leads };
+                let services = Routes::new(RelayServiceServer::new(peers.relays.clone()))
+                    .add_service(AgentServiceServer::new(nodes.clone()))
+                    .add_service(ShareServiceServer::new(Shares::new(cache)))
+                    .prepare()
+                    .into_axum_router();
                 let guard = listener::guard(credentials.clone(), trust_domain, &denied);
                 Some(port.serve(rules, services, guard).map_err(StartError::Serve)?)
             }
@@ -179,6 +207,8 @@ impl Agent {
             ledger: ledger.clone(),
             credentials,
             denied,
+            dialler,
+            sharing,
             channel,
             state: follow,
             profile: said.subscribe(),
@@ -194,12 +224,12 @@ impl Agent {
             reconciler::run(ledger, runner, reconcile).await;
             engine.stop().await;
         });
-        Ok(RunningAgent { agent, cancel, tasks, state, mounts, mounts_end, server })
+        Ok(RunningAgent { agent, cancel, tasks, state, mounts, mounts_end, nodes, server })
     }
 }
 
 /// Opens everything that is on disk.
-fn open(config: AgentConfig) -> Result<Opened, StartError> {
+fn open(config: AgentConfig, sharing: watch::Receiver<Vec<Node>>) -> Result<Opened, StartError> {
     let AgentConfig { data_dir, tiers, node_name, labels, .. } = config;
     let dir = DataDir::open(&data_dir).map_err(StartError::Identity)?;
     let agent = dir.agent().map_err(StartError::Identity)?;
@@ -212,15 +242,19 @@ fn open(config: AgentConfig) -> Result<Opened, StartError> {
     let journal = Journal::open(data_dir.join("journal.db")).map_err(StartError::Stores)?;
     let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
     let node = NodeUsage {
-        node: node_name.map_or_else(host::node_name, Ok).map_err(StartError::Platform)?,
+        node: agent.node.clone().or(node_name).map_or_else(host::node_name, Ok).map_err(StartError::Platform)?,
         zone: label(ZONE),
         region: label(REGION),
         media: Vec::new(),
     };
     let tiers = host::tiers(&tiers, &data_dir).map_err(StartError::Platform)?;
-    let cache = NodeCacheConfig { index: data_dir.join("cache.db"), tiers, node, blocks: blocks.clone() };
-    let engine = Arc::new(NodeCache::open(cache).map_err(StartError::Engine)?);
-    Ok(Opened { dir, agent, credentials, denied, ledger, blocks, journal, engine })
+    let trust_domain = TrustDomain::new(agent.trust_domain.clone()).map_err(StartError::TrustDomain)?;
+    let dialler = Dialler::new(credentials.clone(), trust_domain, denied.clone());
+    let peers = Some(Arc::new(Sharing::new(&agent.cluster, &node.node, dialler.clone(), sharing)) as Arc<dyn Peers>);
+    let cache =
+        NodeCacheConfig { index: data_dir.join("cache.db"), tiers, node: node.clone(), blocks: blocks.clone(), peers };
+    let cache = Arc::new(NodeCache::open(cache).map_err(StartError::Engine)?);
+    Ok(Opened { dir, agent, credentials, denied, dialler, ledger, blocks, journal, node, cache })
 }
 
 /// Opens the ledger; an agent that was dropped a moment ago holds its lock until its last call has returned.
@@ -241,15 +275,25 @@ struct Profile {
     agent: AgentFile,
     process: String,
     address: String,
+    nodes: Nodes,
     engine: Arc<dyn Engine>,
 }
 
 impl Profile {
     async fn describe(&self) -> AgentReport {
-        let nodes = self.engine.usage().await.unwrap_or_else(|error| {
+        let mut nodes = self.engine.usage().await.unwrap_or_else(|error| {
             tracing::warn!(error = &error as &dyn std::error::Error, "the cache's use is not known");
             Vec::new()
         });
+        let room = nodes.iter().flat_map(|node| &node.media).map(|medium| medium.capacity_bytes);
+        let own = Node {
+            name: nodes.first().map(|node| node.node.clone()).unwrap_or_default(),
+            address: self.address.clone(),
+            capacity_bytes: room.fold(0, u64::saturating_add),
+            leads: true,
+        };
+        self.nodes.set_own((self.agent.node.is_none() && !self.address.is_empty()).then_some(own));
+        nodes.extend(self.nodes.usage());
         AgentReport {
             platform: "host".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -264,10 +308,12 @@ impl Profile {
 
     /// Looks at it anew now and then.
     async fn keep(self, said: watch::Sender<AgentReport>, cancel: CancellationToken) {
+        let mut changed = self.nodes.changed();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(PROFILE_EVERY) => {}
+                Ok(()) = changed.changed() => {}
             }
             let now = self.describe().await;
             said.send_if_modified(|known| {
@@ -298,6 +344,7 @@ impl RunningAgent {
             self.mounts.take_all_away().await;
         }
         self.cancel.cancel();
+        self.nodes.shutdown().await;
         if let Some(server) = self.server.take() {
             listener::end(server).await;
         }

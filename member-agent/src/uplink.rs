@@ -9,6 +9,7 @@
 //! Deliberately absent: acting on what arrives.
 
 mod ask;
+mod home;
 mod pause;
 mod renew;
 mod session;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use fluvial_certs::Reloadable;
 use fluvial_model::report::AgentReport;
+use fluvial_model::share::Node;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,7 @@ use tonic::transport::Channel;
 
 use crate::connect;
 use crate::denied::Denials;
+use crate::dial::Dialler;
 use crate::identity::{AgentFile, DataDir};
 use crate::ledger::{self, Ledger};
 
@@ -77,6 +80,8 @@ pub(crate) enum Lost {
     Closed,
     #[error("hold session: {0}")]
     Protocol(&'static str),
+    #[error("find the cluster's agent: it listens nowhere: run it with --listen and --advertise")]
+    Homeless,
     #[error("hold session: use ledger")]
     Ledger(#[source] ledger::Error),
 }
@@ -98,6 +103,9 @@ pub(crate) struct Uplink {
     pub ledger: Ledger,
     pub credentials: Arc<Reloadable>,
     pub denied: Denials,
+    pub dialler: Dialler,
+    /// Of a node: the nodes that share their caches, as the cluster's agent tells.
+    pub sharing: watch::Sender<Vec<Node>>,
     pub channel: watch::Sender<Option<Channel>>,
     pub state: watch::Sender<UplinkState>,
     pub profile: watch::Receiver<AgentReport>,
@@ -118,7 +126,10 @@ impl Uplink {
                 break;
             };
             let started = Instant::now();
-            let ended = Box::pin(session::hold(&mut self, &address)).await;
+            let ended = match self.agent.node {
+                None => Box::pin(session::hold(&mut self, &address)).await,
+                Some(_) => Box::pin(self.hold_as_node()).await,
+            };
             self.channel.send_replace(None);
             let pause = match ended {
                 Ok(Ended::Stop) => break,
@@ -139,6 +150,20 @@ impl Uplink {
             }
         }
         self.state.send_replace(UplinkState::Stopped);
+    }
+
+    /// A session with the agent of the cluster.
+    async fn hold_as_node(&mut self) -> Result<Ended, Lost> {
+        // Without a session there is nobody else to see to it.
+        if matches!(renew::schedule(self, 0.5), Ok((Duration::ZERO, _))) && renew::renew(self, None).await.is_ok() {
+            return Ok(Ended::Renewed);
+        }
+        let cancel = self.cancel.clone();
+        let address = tokio::select! {
+            () = cancel.cancelled() => return Ok(Ended::Stop),
+            address = home::member(self) => address?,
+        };
+        session::hold(self, &address).await
     }
 
     /// Notes why a session was lost; returns how long to wait.

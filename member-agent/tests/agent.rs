@@ -390,6 +390,7 @@ async fn joining_again_keeps_key_and_instance_and_no_other_cluster_gets_the_dire
         token: bed.hub.token(),
         data_dir: bed.data(),
         cluster: Some("other".to_owned()),
+        node: None,
     };
     let error = join(other).await.unwrap_err();
     assert!(matches!(&error, join::Error::OtherCluster { cluster, .. } if cluster == CLUSTER));
@@ -404,6 +405,7 @@ async fn a_token_is_shown_to_no_hub_but_the_one_it_pins_and_the_key_is_kept_for_
         token: right.token(),
         data_dir: dir.path().to_owned(),
         cluster: Some(CLUSTER.to_owned()),
+        node: None,
     };
     let error = join(config(&wrong)).await.unwrap_err();
     assert!(matches!(error, join::Error::Connect(_)), "{error:?}");

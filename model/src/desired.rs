@@ -151,6 +151,9 @@ pub struct MountWork {
     pub root: String,
     /// Where, absolute.
     pub directory: String,
+    /// The node on whose machine; the agent's own if empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
 }
 
 /// What an assignment asks for.

@@ -22,6 +22,7 @@ pub mod report;
 pub mod resource;
 pub mod route;
 pub mod selector;
+pub mod share;
 pub mod store;
 pub mod upkeep;
 pub mod uri;

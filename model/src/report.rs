@@ -93,6 +93,35 @@ pub struct CacheReport {
     pub problem: Option<Problem>,
 }
 
+/// What a cluster says of a cache when its agent's machine says `own` and its other nodes say `others`.
+///
+/// What is placed every node is to hold, and what is read each node that reads it: the cluster holds at least what the
+/// node holds that has the most. It is as far as the node that is behind.
+#[must_use]
+pub fn merge<'a>(own: CacheReport, others: impl Iterator<Item = &'a CacheReport>) -> CacheReport {
+    // The worst first.
+    let rank = |phase: &str| ["Failed", "Partial", "Filling", "OnDemand", "Ready"].iter().position(|p| *p == phase);
+    let mut merged = own;
+    for other in others.filter(|other| other.phase == "Failed" || !other.root.is_empty()) {
+        merged.nodes.extend(other.nodes.iter().cloned());
+        // What a node holds of another version than the one that is wanted now is only so many bytes.
+        if other.root != merged.root {
+            merged.phase = if merged.phase == "Ready" { "Filling".to_owned() } else { merged.phase };
+            continue;
+        }
+        if rank(&other.phase) < rank(&merged.phase) {
+            merged.phase.clone_from(&other.phase);
+        }
+        if other.cached_bytes > merged.cached_bytes {
+            (merged.cached_bytes, merged.cached_files) = (other.cached_bytes, other.cached_files);
+        }
+        if merged.problem.is_none() {
+            merged.problem.clone_from(&other.problem);
+        }
+    }
+    merged
+}
+
 /// Where a migration stands on the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MigratePhase {
@@ -173,4 +202,28 @@ pub struct AgentReport {
     /// Where other agents reach it, `HOST:PORT`; empty if they do not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub address: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(node: &str, phase: &str, root: &str, cached_bytes: u64) -> CacheReport {
+        let nodes = vec![NodeUsage { node: node.to_owned(), ..NodeUsage::default() }];
+        let (phase, root) = (phase.to_owned(), root.to_owned());
+        CacheReport { phase, root, cached_bytes, total_bytes: 100, nodes, ..CacheReport::default() }
+    }
+
+    #[test]
+    fn a_cluster_is_as_far_as_the_node_that_is_behind_and_holds_what_one_holds() {
+        let (ready, filling) = (says("a", "Ready", "r", 100), says("b", "Filling", "r", 40));
+        let merged = merge(ready.clone(), [&filling].into_iter());
+        assert_eq!((merged.phase.as_str(), merged.cached_bytes, merged.nodes.len()), ("Filling", 100, 2));
+        let merged = merge(filling, [&ready].into_iter());
+        assert_eq!((merged.phase.as_str(), merged.cached_bytes, merged.nodes.len()), ("Filling", 100, 2));
+        let older = says("b", "Ready", "before", 300);
+        let merged = merge(ready.clone(), [&older].into_iter());
+        assert_eq!((merged.phase.as_str(), merged.cached_bytes), ("Filling", 100), "it holds another version");
+        assert_eq!(merge(ready.clone(), std::iter::empty()), ready);
+    }
 }

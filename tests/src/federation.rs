@@ -51,6 +51,8 @@ pub struct Federation {
     /// Running hubs by number, from 1.
     hubs: BTreeMap<usize, Process>,
     members: BTreeMap<String, Process>,
+    /// Further machines of clusters, by name.
+    nodes: BTreeMap<String, Process>,
     /// What every `hub run` is given beside its folder.
     hub_arguments: Vec<String>,
     /// What every `member run` is given beside its folder and name.
@@ -248,6 +250,7 @@ impl Federation {
             folder,
             hubs: BTreeMap::new(),
             members: BTreeMap::new(),
+            nodes: BTreeMap::new(),
             hub_arguments: hub_arguments.iter().map(|&argument| argument.to_owned()).collect(),
             member_arguments: Vec::new(),
             urls: Vec::new(),
@@ -365,6 +368,33 @@ impl Federation {
     /// SIGKILL.
     pub fn kill_member(&mut self, name: &str) {
         self.members.remove(name).expect("it runs").kill();
+    }
+
+    /// Lets one more machine join a cluster, and runs it.
+    #[track_caller]
+    pub fn add_node(&mut self, cluster: &str, name: &str) {
+        let token = self.token(&["--cluster", cluster]);
+        let data_dir = self.node_dir(name);
+        let data_dir = data_dir.to_str().expect("a UTF-8 path");
+        let join = ["node", "join", "--hub", &self.urls[0], "--token", &token, "--data-dir", data_dir];
+        self.api.fluvial(&[&join[..], &["--node-name", name]].concat()).expect("the node joins");
+        self.run_node(name);
+    }
+
+    pub fn run_node(&mut self, name: &str) {
+        let mut command = Command::new(fluvial_bin());
+        command.args(["node", "run", "--listen", "127.0.0.1:0", "--data-dir"]).arg(self.node_dir(name));
+        let process = Process::start(&mut command, &self.folder.path().join(format!("node-{name}.log")));
+        self.nodes.insert(name.to_owned(), process);
+    }
+
+    /// SIGKILL.
+    pub fn kill_node(&mut self, name: &str) {
+        self.nodes.remove(name).expect("it runs").kill();
+    }
+
+    pub fn node_dir(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("node-{name}"))
     }
 
     /// What a process has logged.

@@ -16,8 +16,14 @@ impl Mounted {
     /// Mounts a dataset.
     #[track_caller]
     pub fn new(api: &Api, dataset: &str, directory: PathBuf) -> Self {
+        Self::with(api, dataset, directory, &[])
+    }
+
+    /// Mounts a dataset where `arguments` of `fluvial mount` say.
+    #[track_caller]
+    pub fn with(api: &Api, dataset: &str, directory: PathBuf, arguments: &[&str]) -> Self {
         let text = directory.to_str().expect("a UTF-8 path");
-        api.fluvial(&["mount", dataset, text, "--detach"]).expect("the dataset is mounted");
+        api.fluvial(&[&["mount", dataset, text, "--detach"], arguments].concat()).expect("the dataset is mounted");
         Self { directory }
     }
 

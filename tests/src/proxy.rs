@@ -44,7 +44,14 @@ struct Shared {
     plan: Mutex<Option<Plan>>,
     reads: AtomicU64,
     hits: AtomicU64,
+    bytes: AtomicU64,
     stop: AtomicBool,
+}
+
+impl Shared {
+    fn count(&self, read: bool, bytes: u64) {
+        self.bytes.fetch_add(if read { bytes } else { 0 }, Ordering::Relaxed);
+    }
 }
 
 /// The proxy; ends when dropped.
@@ -82,6 +89,16 @@ impl Proxy {
     pub fn set(&self, plan: Option<Plan>) {
         *self.shared.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
         self.shared.hits.store(0, Ordering::Relaxed);
+    }
+
+    /// Bytes of objects that were given out, from now on or since this was asked last.
+    pub fn take_bytes(&self) -> u64 {
+        self.shared.bytes.swap(0, Ordering::Relaxed)
+    }
+
+    /// Bytes of objects that were given out since then.
+    pub fn bytes(&self) -> u64 {
+        self.shared.bytes.load(Ordering::Relaxed)
     }
 
     /// How many reads have met the fault.
@@ -168,13 +185,15 @@ fn pass(shared: &Shared, mut client: TcpStream, server: SocketAddr) -> io::Resul
         Some(Fault::Slow) => {
             upstream.read_to_end(&mut body)?;
             for piece in body.chunks(64 << 10) {
+                shared.count(read, piece.len() as u64);
                 client.write_all(piece)?;
                 std::thread::sleep(SLOW_PAUSE);
             }
         }
         _ => {
             client.write_all(&body)?;
-            io::copy(&mut upstream, &mut client)?;
+            let rest = io::copy(&mut upstream, &mut client)?;
+            shared.count(read, body.len() as u64 + rest);
         }
     }
     client.shutdown(Shutdown::Both)

@@ -50,7 +50,7 @@ pub(crate) enum Command {
     },
 }
 
-fn tier(text: &str) -> Result<TierConfig, String> {
+pub(super) fn tier(text: &str) -> Result<TierConfig, String> {
     let wrong = |why: &str| {
         format!("\"{text}\" is no tier: {why}; write MEDIUM=DIR or MEDIUM=DIR:BYTES, such as SSD=/cache:20Gi")
     };
@@ -76,7 +76,7 @@ fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok().filter(|n| *n > 0)?.checked_mul(1 << shift)
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("\"{text}\" is no label: write KEY=VALUE")),
@@ -88,7 +88,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::Join { hub, token, data_dir, cluster } => {
             let shown = data_dir.display().to_string();
             let token = SecretString::from(token);
-            let joined = fluvial_member_agent::join(JoinConfig { hub, token, data_dir, cluster }).await?;
+            let joined = fluvial_member_agent::join(JoinConfig { hub, token, data_dir, cluster, node: None }).await?;
             eprintln!("cluster \"{}\" has joined; start it: fluvial member run --data-dir {shown}", joined.cluster);
             Ok(())
         }
@@ -101,7 +101,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
 }
 
 /// Runs the agent and says how it stands with the hubs whenever that changes.
-async fn serve(config: AgentConfig) -> Result<()> {
+pub(super) async fn serve(config: AgentConfig) -> Result<()> {
     let mut stop = std::pin::pin!(until_told_to_stop()?);
     let agent = Agent::start(config).await?;
     let mut state = agent.state();

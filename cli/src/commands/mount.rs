@@ -35,6 +35,9 @@ pub(crate) struct Mount {
     /// The member whose agent mounts it; else one that runs on this machine, preferably with the dataset in its cache.
     #[arg(long)]
     cluster: Option<String>,
+    /// The node of the cluster on whose machine it is; the machine of the cluster's agent if not given.
+    #[arg(long, requires = "cluster")]
+    node: Option<String>,
     #[command(flatten)]
     namespace: Namespace,
     /// Return once it is mounted; else it stays until SIGINT or SIGTERM.
@@ -81,7 +84,8 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Mount) -> Result
         Some(cluster) => cluster,
         None => local_cluster(&client, &namespace, &arguments.dataset).await?,
     };
-    let spec = DatasetMountSpec { dataset: arguments.dataset, cluster, directory: shown.to_owned() };
+    let node = arguments.node.unwrap_or_default();
+    let spec = DatasetMountSpec { dataset: arguments.dataset, cluster, directory: shown.to_owned(), node };
     let name = name_of(&spec);
     create(&client, &namespace, &name, &spec).await?;
     let mounted = tokio::select! {
@@ -146,7 +150,8 @@ pub(crate) async fn unmount(kubeconfig: Option<PathBuf>, arguments: Unmount) -> 
 
 /// One name for one dataset at one directory of one cluster.
 fn name_of(spec: &DatasetMountSpec) -> String {
-    let text = format!("{}\0{}", spec.cluster, spec.directory);
+    let node = if spec.node.is_empty() { String::new() } else { format!("\0{}", spec.node) };
+    let text = format!("{}\0{}{node}", spec.cluster, spec.directory);
     let hash = Digest::of(text.as_bytes()).to_string();
     format!("{}-{}", spec.dataset, &hash[..NAME_DIGITS])
 }

@@ -6,17 +6,20 @@
 
 use std::time::Duration;
 
+use fluvial_certs::Identity;
 use fluvial_model::desired::Work;
 use fluvial_model::kinds::cluster::CLUSTER_FINALIZER;
 use fluvial_model::kinds::{Cluster, ClusterState};
 use fluvial_model::liveness;
 use fluvial_model::resource::Resource;
+use fluvial_model::store::Revision;
+use fluvial_raft::Consistency;
 use tracing::{info, warn};
 
 use super::PlannerContext;
 use super::apply::Change;
 use super::mirror::Mirror;
-use crate::enrol;
+use crate::enrol::{self, Revocation};
 use crate::objects::ObjectError;
 
 /// How long a cluster that is being removed may take to clean up before it is cut off.
@@ -72,7 +75,9 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, nam
     let (Some(cluster), Some(revision)) = (mirror.clusters.get(name), mirror.cluster_revisions.get(name)) else {
         return Ok(());
     };
-    let Some(since) = cluster.metadata.deletion_timestamp else { return Ok(()) };
+    let Some(since) = cluster.metadata.deletion_timestamp else {
+        return revoke_nodes(context, cluster, *revision).await;
+    };
     let waited = context.clock.now().duration_since(since).unsigned_abs();
     if waited < LEAVE_WITHIN && may_still_clean(mirror, name, cluster) {
         return Ok(());
@@ -108,12 +113,34 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, nam
     let known = context
         .objects
         .store
-        .get(&revocation, fluvial_raft::Consistency::Linearizable)
+        .get(&revocation, Consistency::Linearizable)
         .await
         .map_err(|source| ObjectError::Store { key: revocation.clone(), source })?;
     change.put_bytes(revocation, known.map(|kv| kv.mod_revision), value);
     if change.commit(context).await? {
         info!(cluster = name, "cluster removed, its certificates are revoked");
+    }
+    Ok(())
+}
+
+/// Puts in force which nodes are revoked.
+async fn revoke_nodes(context: &PlannerContext, cluster: &Cluster, revision: Revision) -> Result<(), ObjectError> {
+    for (node, until) in &cluster.spec.revoked_nodes {
+        let identity = Identity::Node { cluster: cluster.metadata.name.clone(), name: node.clone() };
+        let key = enrol::revocation_key(&identity);
+        let failed = |source| ObjectError::Store { key: key.clone(), source };
+        let known = context.objects.store.get(&key, Consistency::Linearizable).await.map_err(failed)?;
+        let in_force = known.as_ref().and_then(|kv| Revocation::read(&kv.key, &kv.value).ok());
+        if in_force.is_some_and(|revocation| revocation.before >= *until) {
+            continue;
+        }
+        let mut change = Change::default();
+        change.rests_on(cluster.key(), Some(revision));
+        let value = Revocation { before: *until }.to_bytes();
+        change.put_bytes(key, known.map(|kv| kv.mod_revision), value);
+        if change.commit(context).await? {
+            info!(cluster = cluster.metadata.name, node, "a node's certificates are revoked");
+        }
     }
     Ok(())
 }

@@ -68,6 +68,9 @@ pub trait Filling: Send + Sync {
 
     /// Whether the whole file is there and verified.
     fn is_complete(&self) -> bool;
+
+    /// For the engine that made it.
+    fn as_any(&self) -> &dyn Any;
 }
 
 /// A file that is read from its source.

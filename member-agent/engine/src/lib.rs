@@ -15,4 +15,5 @@ pub mod engine;
 pub mod nodecache;
 
 pub use engine::{CacheRequest, Contents, Engine, EngineError, Filling, Loaded, OpenFile, Through};
+pub use nodecache::share::{FromPeer, Peers, SharedRange};
 pub use nodecache::{NodeCache, NodeCacheConfig, Tier};

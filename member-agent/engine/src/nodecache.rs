@@ -8,7 +8,8 @@
 //! ```
 //! A file goes to the first tier with room for all of it; files that nobody wants beforehand make room, the longest
 //! unopened first. Up to [`PARALLEL_RANGES`] ranges of at most [`RANGE_BYTES`] are fetched at a time, by all datasets and
-//! readers together: at most 8 × 8 MiB = 64 MiB of contents are in memory.
+//! readers together: at most 8 × 8 MiB = 64 MiB of contents are in memory; as much again where other nodes are asked; who
+//! serves them bounds what it holds for that.
 //!
 //! Invariants: an object is complete and was verified (by digest if the version gives one, else every range was read
 //! from exactly the version of the file that was listed with the manifest's size and time); no tier exceeds its quota,
@@ -17,12 +18,13 @@
 //!
 //! Deliberately absent: making room by giving up other datasets. Everything that was placed is protected, pinned or not:
 //! a dataset that does not fit is `Partial`, and the planner, which knows the whole fleet, decides what to take away.
-//! Absent too: sharing between nodes, mounts, retries.
+//! Absent too: mounts, retries, and which node owns what ([`share`] asks, and serves).
 
 mod fill;
 mod index;
 mod open;
 mod partial;
+pub mod share;
 mod store;
 
 use std::collections::HashMap;
@@ -30,6 +32,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use fluvial_model::kinds::NodeUsage;
 use fluvial_model::manifest::{RelativePath, Root};
 use fluvial_model::report::CacheReport;
@@ -39,6 +42,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::engine::{CacheRequest, Engine, EngineError, Loaded, OpenFile};
 use fill::Mounted;
 use partial::Partials;
+use share::{Peers, Proofs, SharedRange};
 use store::Store;
 
 /// Files of one dataset that are fetched at a time.
@@ -62,7 +66,7 @@ pub struct Tier {
 }
 
 /// What a node cache is made of.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NodeCacheConfig {
     /// The file of the index.
     pub index: PathBuf,
@@ -72,6 +76,8 @@ pub struct NodeCacheConfig {
     pub node: NodeUsage,
     /// Where the blocks of versions are.
     pub blocks: BlockStore,
+    /// The other nodes of the cluster, if caches are shared.
+    pub peers: Option<Arc<dyn Peers>>,
 }
 
 /// The engine. Clones are one engine.
@@ -85,6 +91,10 @@ struct Shared {
     blocks: BlockStore,
     store: Arc<Store>,
     ranges: Semaphore,
+    peers: Option<Arc<dyn Peers>>,
+    /// Ranges that are asked of other nodes at a time: what waits for them must not keep others from the source.
+    asked: Semaphore,
+    proofs: Proofs,
     partials: Partials,
     /// The sources of what was prepared since the start, by uid.
     mounts: Mutex<HashMap<String, Arc<Vec<Mounted>>>>,
@@ -98,18 +108,36 @@ impl NodeCache {
     /// # Errors
     /// When a directory or the index cannot be used.
     pub fn open(config: NodeCacheConfig) -> Result<Self, EngineError> {
-        let NodeCacheConfig { index, tiers, node, blocks } = config;
+        let NodeCacheConfig { index, tiers, node, blocks, peers } = config;
         let store = Store::open(&index, tiers)?;
         let shared = Shared {
             node,
             blocks,
             store,
             ranges: Semaphore::new(PARALLEL_RANGES),
+            peers,
+            asked: Semaphore::new(PARALLEL_RANGES),
+            proofs: Proofs::default(),
             partials: Partials::default(),
             mounts: Mutex::default(),
             stopped: watch::Sender::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// A range for another node, from the cache or from the source; at most [`RANGE_BYTES`], from the first byte of a
+    /// part.
+    ///
+    /// # Errors
+    /// As [`Engine::open`] and [`crate::Filling::fill`]; also when what is cached is not what was fetched.
+    pub async fn serve(&self, asked: SharedRange) -> Result<Bytes, EngineError> {
+        let mut stopped = self.shared.stopped.subscribe();
+        let serve = share::serve(&self.shared, asked);
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "share" }),
+            served = serve => served,
+        }
     }
 
     /// Runs a call that blocks.
@@ -126,6 +154,11 @@ impl NodeCache {
 impl Shared {
     fn mounts(&self) -> MutexGuard<'_, HashMap<String, Arc<Vec<Mounted>>>> {
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether other nodes may ask for what is fetched.
+    fn is_shared(&self) -> bool {
+        self.peers.as_ref().is_some_and(|peers| peers.any())
     }
 
     /// The sources of a dataset.

@@ -30,6 +30,7 @@ use crate::blocks::{self, HubLink};
 use crate::dial::Dialler;
 use crate::ledger::{Assignment, Ledger, Secrets};
 use crate::mounts::{self, MountWish, Mounts};
+use crate::nodes::Nodes;
 use crate::relay::{RelayPlace, Relays};
 
 /// Scans at a time: each is a listing with its database and a few connections.
@@ -56,6 +57,11 @@ pub struct Peers {
     pub relays: Relays,
     /// Whether this agent can be called.
     pub listens: bool,
+    /// The other machines of this cluster; none know of others.
+    pub nodes: Nodes,
+    /// This machine's name among them, and whether its agent speaks for the cluster.
+    pub node: String,
+    pub leads: bool,
 }
 
 /// What the tasks work with.
@@ -148,6 +154,7 @@ impl Works {
 
     /// Forgets a withdrawn assignment.
     pub(super) async fn forget(&self, id: &str, generation: u64) {
+        self.peers.nodes.forget(id);
         let owned = id.to_owned();
         if let Err(error) = self.ledger.call(move |ledger| ledger.forget(&owned, generation)).await {
             tracing::error!(
@@ -160,7 +167,9 @@ impl Works {
 
     async fn tell(&self, id: &str, generation: u64, report: Report) -> Result<(), crate::ledger::Error> {
         let id = id.to_owned();
-        self.ledger.call(move |ledger| ledger.report(&id, generation, &report)).await
+        let nodes = self.peers.nodes.clone();
+        // Looked at where it is written down, so that what a node says meanwhile is not lost.
+        self.ledger.call(move |ledger| ledger.report(&id, generation, &nodes.merged(&id, generation, report))).await
     }
 
     async fn read(&self, id: &str) -> Result<Option<Assignment>, Trouble> {
@@ -186,6 +195,9 @@ impl Works {
             Work::Migrate(migrate) if migrate.cancel => self.discard(migrate, &secrets).await,
             Work::Migrate(migrate) => self.migrate(id, generation, migrate, &secrets, cancel).await,
             Work::Remove(remove) => self.remove(remove, &secrets).await,
+            Work::Mount(mount) if self.peers.leads && !mount.node.is_empty() && mount.node != self.peers.node => {
+                self.mount_elsewhere(id, generation, mount).await
+            }
             Work::Mount(mount) => self.mount(id, generation, mount).await,
             Work::Serve(serve) => self.serve(id, generation, serve, &secrets).await,
         };
@@ -318,6 +330,31 @@ impl Works {
         }
     }
 
+    /// Tells what a node says of a mount on its machine, for as long as it is wanted.
+    async fn mount_elsewhere(&self, id: &str, generation: u64, work: &MountWork) -> Result<Report, Trouble> {
+        let nodes = &self.peers.nodes;
+        let mut changed = nodes.changed();
+        loop {
+            changed.borrow_and_update();
+            let away = || {
+                let message = format!("node \"{}\" has no session with the agent of its cluster", work.node);
+                let problem = Problem { reason: "NodeAway".to_owned(), message, retrying: true };
+                MountReport { root: work.root.clone(), problem: Some(problem), ..MountReport::default() }
+            };
+            let report = match nodes.said(&work.node, id, generation) {
+                Some(said @ Report::Mount(_)) => said,
+                _ if nodes.is_here(&work.node) => {
+                    Report::Mount(MountReport { root: work.root.clone(), ..MountReport::default() })
+                }
+                _ => Report::Mount(away()),
+            };
+            self.tell(id, generation, report).await?;
+            if changed.changed().await.is_err() {
+                return Err(Trouble::Cancelled);
+            }
+        }
+    }
+
     /// Serves sources to another agent, for as long as it is wanted.
     async fn serve(&self, id: &str, generation: u64, work: &ServeWork, secrets: &Secrets) -> Result<Report, Trouble> {
         if !self.peers.listens {
@@ -444,6 +481,8 @@ impl Works {
                     fluvial_transfer::discard(&work.operation, &target, &self.journal).await?;
                 }
             }
+            // Its node takes it away.
+            Work::Mount(work) if self.peers.leads && !work.node.is_empty() && work.node != self.peers.node => {}
             Work::Mount(work) => {
                 let directory = directory_of(work).await?;
                 self.mounts.take_away(&work.mount, &directory, &source_of(work)).await?;

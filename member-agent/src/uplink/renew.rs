@@ -8,7 +8,7 @@ use fluvial_proto::v1::agent_service_client::AgentServiceClient;
 use jiff::Timestamp;
 use tonic::transport::Channel;
 
-use super::Uplink;
+use super::{Uplink, home};
 use crate::identity;
 
 /// How long the hub may take.
@@ -44,24 +44,31 @@ pub(super) fn schedule(uplink: &Uplink, jitter: f64) -> Result<(Duration, Durati
 }
 
 /// Fetches a certificate, writes it down and puts it in force.
-pub(super) async fn renew(uplink: &Uplink, channel: Channel) -> Result<(), Error> {
+///
+/// `channel` is the hub's, for the agent that speaks for a cluster; a node asks the hubs itself.
+pub(super) async fn renew(uplink: &Uplink, channel: Option<Channel>) -> Result<(), Error> {
     let dir = uplink.dir.clone();
     let csr = {
         let dir = dir.clone();
         blocking(move || dir.key()?.csr().map_err(identity::Error::Key)).await?
     };
-    let mut client = AgentServiceClient::new(channel);
-    let call = Box::pin(client.renew(RenewRequest { csr }));
-    let answer = tokio::time::timeout(REPLY_TIMEOUT, call).await;
-    let answer = answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time")));
-    let answer = answer.map_err(|status| Error::Hub(Box::new(status)))?.into_inner();
+    let answer = match channel {
+        Some(channel) => {
+            let mut client = AgentServiceClient::new(channel);
+            let call = async { Ok(client.renew(RenewRequest { csr }).await?.into_inner()) };
+            let answer = tokio::time::timeout(REPLY_TIMEOUT, Box::pin(call)).await;
+            answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time")))
+        }
+        None => Box::pin(home::renew(uplink, csr)).await,
+    };
+    let answer = answer.map_err(|status| Error::Hub(Box::new(status)))?;
 
-    let cluster = uplink.agent.cluster.clone();
+    let ours = uplink.agent.identity();
     let trust_domain = uplink.agent.trust_domain.clone();
     let bundle = blocking(move || {
         let offered = fluvial_certs::Bundle::new(&answer.certificate, &dir.key()?, &answer.ca);
         let leaf = identity::verified(&offered.map_err(identity::Error::Bundle)?, &trust_domain)?;
-        if leaf.identity != (fluvial_certs::Identity::Cluster { name: cluster }) {
+        if leaf.identity != ours {
             return Ok(None);
         }
         dir.set_certificate(&answer.certificate, &answer.ca).map(Some)

@@ -7,9 +7,11 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use fluvial_certs::Identity;
 use fluvial_model::desired::{Acceptance, Work};
 use fluvial_model::liveness::HEARTBEAT;
 use fluvial_model::report::AgentReport;
+use fluvial_model::share::Node;
 use fluvial_proto::v1::agent_message::Message as Said;
 use fluvial_proto::v1::agent_service_client::AgentServiceClient;
 use fluvial_proto::v1::hub_message::Message as Heard;
@@ -59,8 +61,14 @@ pub(super) async fn hold(uplink: &mut Uplink, address: &str) -> Result<Ended, Lo
     let cancel = uplink.cancel.clone();
     let (out, queue) = mpsc::channel(OUTBOUND);
     let opening = async {
-        let tls = uplink.credentials.client_config();
-        let channel = connect::connect(address, tls).await.map_err(Lost::Connect)?;
+        let channel = match uplink.agent.node {
+            None => connect::connect(address, uplink.credentials.client_config()).await,
+            Some(_) => {
+                let member = Identity::Cluster { name: uplink.agent.cluster.clone() };
+                uplink.dialler.channel(address, &member)
+            }
+        };
+        let channel = channel.map_err(Lost::Connect)?;
         let position = uplink.ledger.call(|ledger| ledger.position()).await.map_err(Lost::Ledger)?;
         let agent_report = profile(&uplink.profile.borrow_and_update());
         let hello = Hello { epoch: position.epoch, cursor: position.cursor, agent_report };
@@ -141,7 +149,8 @@ impl Session<'_> {
                     self.say(Said::AgentReport(report)).await?;
                 }
                 () = &mut renewal, if self.welcomed.is_some() => {
-                    match renew::renew(self.uplink, channel.clone()).await {
+                    let hub = self.uplink.agent.node.is_none().then(|| channel.clone());
+                    match renew::renew(self.uplink, hub).await {
                         Ok(()) => return Ok(Ended::Renewed),
                         Err(error) => {
                             tracing::warn!(error = &error as &dyn std::error::Error, "trying again in {renew_again:?}");
@@ -179,8 +188,18 @@ impl Session<'_> {
                 let denials = self.uplink.denied.clone();
                 tokio::task::spawn_blocking(move || denials.add(&denied)).await.map_err(|_| Lost::Closed)?;
             }
-            // For nodes alone.
-            Some(Heard::Nodes(_)) => {}
+            Some(Heard::Nodes(nodes)) => match serde_json::from_slice::<Vec<Node>>(&nodes) {
+                // Only a node is told by others which nodes there are.
+                Ok(nodes) if self.uplink.agent.node.is_some() => {
+                    self.uplink.sharing.send_if_modified(|known| {
+                        let changed = *known != nodes;
+                        *known = nodes;
+                        changed
+                    });
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the list of nodes cannot be read"),
+            },
             // Of a newer hub.
             None => {}
             Some(_) if !welcomed => return Err(Lost::Protocol("the hub did not begin with a welcome")),

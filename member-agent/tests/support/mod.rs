@@ -206,6 +206,7 @@ impl Hub {
             token: self.inner.token.text(),
             data_dir: data_dir.to_owned(),
             cluster: Some(CLUSTER.to_owned()),
+            node: None,
         };
         fluvial_member_agent::join(config).await.unwrap();
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::cachelocation::NodeUsage;
 use super::{FLUVIAL_GROUP, VERSION};
 use crate::catalog::{Cell, Row};
-use crate::field::FieldErrors;
+use crate::field::{FieldErrors, Path};
 use crate::meta::Condition;
 use crate::names::NameRule;
 use crate::resource::{KindInfo, PrinterColumn, Resource, Scope, Writers, metadata_accessors, object};
@@ -22,6 +22,9 @@ pub const REGION_LABEL: &str = "topology.kubernetes.io/region";
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Held by every cluster until what it was given has been taken back.
 pub const CLUSTER_FINALIZER: &str = "fluvial.io/leave";
+
+/// Nodes that one object can name as revoked: each is a look at the store when the cluster changes.
+const MOST_REVOKED_NODES: usize = 256;
 
 object!(
     /// A member cluster.
@@ -39,6 +42,10 @@ pub struct ClusterSpec {
     pub drain: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub taints: Vec<Taint>,
+    /// Nodes whose certificates of up to a time are not accepted any more; with a later one a node is welcome again.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub revoked_nodes: BTreeMap<String, Timestamp>,
 }
 
 /// Keeps away placements that do not tolerate it.
@@ -133,7 +140,17 @@ impl Resource for Cluster {
 
     metadata_accessors!();
 
-    fn validate(&self, _old: Option<&Self>, _errors: &mut FieldErrors) {}
+    fn validate(&self, _old: Option<&Self>, errors: &mut FieldErrors) {
+        let field = Path::root("spec").key("revokedNodes");
+        if self.spec.revoked_nodes.len() > MOST_REVOKED_NODES {
+            errors.push(&field, format!("at most {MOST_REVOKED_NODES}: leave out those of long ago"));
+        }
+        for node in self.spec.revoked_nodes.keys() {
+            if let Some(problem) = NameRule::Dns1123Subdomain.problem(node) {
+                errors.invalid(&field, node, &problem);
+            }
+        }
+    }
 
     fn project(&self) -> Vec<Row> {
         let status = self.status.clone().unwrap_or_default();

@@ -26,6 +26,9 @@ pub struct DatasetMountSpec {
     pub cluster: String,
     /// An absolute path on its machine, empty or not there yet.
     pub directory: String,
+    /// The node of the cluster on whose machine it is; if not given, the machine of the cluster's agent.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub node: String,
 }
 
 /// How a mount stands, in one word.
@@ -124,6 +127,12 @@ impl Resource for DatasetMount {
             || directory.split('/').any(bad)
         {
             errors.invalid(&at, directory, "must be an absolute path other than / without '.' and '..'");
+        }
+        if let Some(problem) = Some(&self.spec.node)
+            .filter(|node| !node.is_empty())
+            .and_then(|node| NameRule::Dns1123Subdomain.problem(node))
+        {
+            errors.invalid(&spec.key("node"), &self.spec.node, &problem);
         }
         if let Some(old) = old
             && old.spec != self.spec

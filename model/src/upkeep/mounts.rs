@@ -54,6 +54,7 @@ pub(super) fn plan(facts: &Facts<'_>, next: &mut Next) {
                     mount: mount.metadata.uid.clone(),
                     root: source.root.clone().unwrap_or_else(|| root.clone()),
                     directory: mount.spec.directory.clone(),
+                    node: mount.spec.node.clone(),
                 });
                 let said = match report(facts, cluster, &work) {
                     Some(Report::Mount(said)) => Some(said.clone()),
@@ -78,7 +79,8 @@ fn rival<'a>(facts: &Facts<'a>, mount: &DatasetMount) -> Option<&'a DatasetMount
     };
     let directory = |mount: &DatasetMount| mount.spec.directory.trim_end_matches('/').to_owned();
     live(facts).find(|other| {
-        other.spec.cluster == mount.spec.cluster && directory(other) == directory(mount) && age(other) < age(mount)
+        let machine = |mount: &DatasetMount| (mount.spec.cluster.clone(), mount.spec.node.clone());
+        machine(other) == machine(mount) && directory(other) == directory(mount) && age(other) < age(mount)
     })
 }
 

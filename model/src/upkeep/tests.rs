@@ -49,8 +49,12 @@ impl World {
     }
 
     fn mount(&mut self, name: &str, cluster: &str, directory: &str) {
-        let spec =
-            DatasetMountSpec { dataset: "d".into(), cluster: cluster.to_owned(), directory: directory.to_owned() };
+        let spec = DatasetMountSpec {
+            dataset: "d".into(),
+            cluster: cluster.to_owned(),
+            directory: directory.to_owned(),
+            node: String::new(),
+        };
         let mut mount = DatasetMount::new("default", name, spec);
         mount.metadata.uid = name.to_owned();
         self.mounts.push(mount);

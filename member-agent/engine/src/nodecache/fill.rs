@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fluvial_model::manifest::{Entry, RelativePath};
+use fluvial_model::manifest::{Entry, RelativePath, Root};
 use fluvial_transfer::TransferError;
 use fluvial_transfer::place::{Detail, Found, LISTING_QUEUE, Place, Tag};
 use tokio::sync::mpsc;
@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::index::{ListedFile, Missing};
 use super::partial::Partial;
+use super::share::SharedRange;
 use super::store::Room;
 use super::{PARALLEL_FILES, PART_BYTES, Shared, blocking};
 use crate::engine::{CacheRequest, EngineError, Loaded};
@@ -41,9 +42,17 @@ pub(super) fn mounts(request: &CacheRequest) -> Result<Vec<Mounted>, EngineError
     Ok(mounts)
 }
 
+/// The version that a file is of.
+#[derive(Debug, Clone)]
+pub(super) struct Of {
+    pub uid: String,
+    pub root: Root,
+}
+
 /// A file, and where it can be read.
 pub(super) struct Origin {
     pub dataset: String,
+    of: Of,
     pub file: Missing,
     place: Arc<dyn Place>,
     path: RelativePath,
@@ -55,13 +64,13 @@ pub(super) struct Origin {
 
 impl Origin {
     /// Finds the mount that shows a file, and, where its digest is not known, which version of it is there.
-    pub(super) async fn find(dataset: &str, file: Missing, mounts: &[Mounted]) -> Result<Self, EngineError> {
+    pub(super) async fn find(dataset: &str, of: Of, file: Missing, mounts: &[Mounted]) -> Result<Self, EngineError> {
         let missing = || EngineError::NoSource { dataset: dataset.to_owned(), path: file.path.clone() };
         let path = RelativePath::parse(&file.path).map_err(|_| missing())?;
         let (mount, below) =
             mounts.iter().find_map(|mount| Some((mount, path.strip_prefix(&mount.path)?))).ok_or_else(missing)?;
         let place = mount.place.clone();
-        let mut origin = Self { dataset: dataset.to_owned(), file, place, path: below, tag: None, unseen: false };
+        let mut origin = Self { dataset: dataset.to_owned(), of, file, place, path: below, tag: None, unseen: false };
         if origin.file.digest.is_some() {
             return Ok(origin);
         }
@@ -93,6 +102,24 @@ impl Origin {
             return Err(self.differs("it has another modification time"));
         }
         Ok(())
+    }
+
+    /// A range of it, as other nodes know it.
+    pub(super) fn shared(&self, offset: u64, length: u64) -> Option<SharedRange> {
+        Some(SharedRange {
+            uid: self.of.uid.clone(),
+            root: self.of.root,
+            path: RelativePath::parse(&self.file.path).ok()?,
+            digest: self.file.digest,
+            tag: self.tag(),
+            offset,
+            length,
+        })
+    }
+
+    /// Its version at the source, if that is known and needed.
+    pub(super) fn tag(&self) -> Option<String> {
+        self.tag.as_ref().map(|tag| tag.0.clone())
     }
 
     pub(super) async fn read(&self, offset: u64, length: u64) -> Result<Bytes, EngineError> {
@@ -169,7 +196,8 @@ pub(super) async fn load(shared: &Arc<Shared>, request: &CacheRequest) -> Result
             while fetching.len() >= PARALLEL_FILES {
                 progress.note(fetching.join_next().await)?;
             }
-            let fetch = Fetch { shared: shared.clone(), dataset: dataset.clone(), file };
+            let of = Of { uid: uid.clone(), root: request.root };
+            let fetch = Fetch { shared: shared.clone(), dataset: dataset.clone(), of, file };
             fetching.spawn(fetch.run(mounts.clone()));
         }
     }
@@ -276,6 +304,7 @@ fn listed(mount: &RelativePath, found: Found) -> Option<ListedFile> {
 struct Fetch {
     shared: Arc<Shared>,
     dataset: String,
+    of: Of,
     file: Missing,
 }
 
@@ -291,7 +320,7 @@ impl Fetch {
             let (dataset, path) = (self.dataset.clone(), self.file.path.clone());
             return Err(EngineError::SourceDiffers { dataset, path, why: "it is gone" });
         }
-        match begin(&self.shared, &self.dataset, self.file.clone(), mounts).await? {
+        match begin(&self.shared, &self.dataset, self.of.clone(), self.file.clone(), mounts).await? {
             Begun::Complete(_) => Ok(Fetched::Kept),
             Begun::Partial(partial) => partial.fill_all().await.map(|()| Fetched::Kept),
             Begun::NoRoom(_) => Ok(Fetched::NoRoom),
@@ -313,11 +342,12 @@ pub(super) enum Begun {
 pub(super) async fn begin(
     shared: &Arc<Shared>,
     dataset: &str,
+    of: Of,
     file: Missing,
     mounts: &[Mounted],
 ) -> Result<Begun, EngineError> {
     let object = file.object.clone();
-    let origin = Box::new(Origin::find(dataset, file, mounts).await?);
+    let origin = Box::new(Origin::find(dataset, of, file, mounts).await?);
     let shared = shared.clone();
     blocking("load", move || {
         let mut origin = Some(origin);

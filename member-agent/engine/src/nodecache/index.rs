@@ -232,6 +232,16 @@ impl Index {
         Ok(rows.into_iter().map(|(object, text)| (object, digest(text))).collect())
     }
 
+    /// The digest that an object had when it came.
+    pub(super) fn digest_of(&self, id: &str) -> Result<Option<Digest>, EngineError> {
+        let found: Option<Option<String>> = self
+            .connection
+            .query_row("SELECT digest FROM objects WHERE id = ?1", [id], |row| row.get(0))
+            .optional()
+            .map_err(failed("look up digest"))?;
+        Ok(found.flatten().and_then(|text| text.parse().ok()))
+    }
+
     /// Notes that files are on the disk.
     pub(super) fn synced(&mut self, objects: &[Object]) -> Result<(), EngineError> {
         let mut note = || {

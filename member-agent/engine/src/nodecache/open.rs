@@ -8,7 +8,7 @@ use fluvial_model::manifest::{RelativePath, Root};
 
 use super::Shared;
 use super::blocking;
-use super::fill::{Begun, Mounted, Origin, begin};
+use super::fill::{Begun, Mounted, Of, Origin, begin};
 use super::index::{Missing, Object};
 use super::partial::Filler;
 use crate::engine::{Contents, EngineError, OpenFile, Through};
@@ -19,6 +19,16 @@ pub(super) async fn open(
     root: Root,
     path: &RelativePath,
 ) -> Result<OpenFile, EngineError> {
+    open_for_peer(shared, uid, root, path).await.map(|(_, _, open)| open)
+}
+
+/// Opens a file, and tells its object and, where that is known and needed, its version at the source.
+pub(super) async fn open_for_peer(
+    shared: &Arc<Shared>,
+    uid: &str,
+    root: Root,
+    path: &RelativePath,
+) -> Result<(String, Option<String>, OpenFile), EngineError> {
     // Most opens are of complete files: one visit to a blocking thread is all that they take.
     let looked = blocking("open", {
         let (shared, uid, path) = (shared.clone(), uid.to_owned(), path.to_string());
@@ -26,19 +36,21 @@ pub(super) async fn open(
     })
     .await?;
     let (dataset, file) = match looked {
-        Looked::Open(open) => return Ok(open),
+        Looked::Open(object, open) => return Ok((object, None, open)),
         Looked::Missing(dataset, file) => (dataset, file),
     };
     let size = file.bytes;
     let mounts: Arc<Vec<Mounted>> = shared.mounts_of(uid)?;
     let object = file.object.clone();
-    match begin(shared, &dataset, *file, &mounts).await? {
+    let of = Of { uid: uid.to_owned(), root };
+    let mut tag = None;
+    let open = match begin(shared, &dataset, of, *file, &mounts).await? {
         Begun::Complete(tier) => {
             let shared = shared.clone();
-            let object = Object { id: object, tier, bytes: size };
+            let object = Object { id: object.clone(), tier, bytes: size };
             let gone = || EngineError::Stopped { op: "open" };
             // Gone in this moment: whoever asks again has it fetched.
-            blocking("open", move || complete(&shared, &object, 0)?.ok_or_else(gone)).await
+            blocking("open", move || complete(&shared, &object, 0)?.ok_or_else(gone)).await?
         }
         Begun::Partial(partial) => {
             if size == 0 {
@@ -46,19 +58,22 @@ pub(super) async fn open(
                 partial.fill_all().await?;
             }
             shared.partials.park(&partial);
+            tag = partial.tag();
             let contents = Contents::Filling(partial.file(), Arc::new(Filler(partial)));
-            Ok(OpenFile { size, contents, lease: None })
+            OpenFile { size, contents, lease: None }
         }
         Begun::NoRoom(origin) => {
+            tag = origin.tag();
             let through = Direct { shared: shared.clone(), origin };
-            Ok(OpenFile { size, contents: Contents::Through(Arc::new(through)), lease: None })
+            OpenFile { size, contents: Contents::Through(Arc::new(through)), lease: None }
         }
-    }
+    };
+    Ok((object, tag, open))
 }
 
 /// What a look at the index tells.
 enum Looked {
-    Open(OpenFile),
+    Open(String, OpenFile),
     Missing(String, Box<Missing>),
 }
 
@@ -74,7 +89,7 @@ fn look(shared: &Shared, uid: &str, root: Root, path: &str) -> Result<Looked, En
         Some((file, Some((tier, opened)))) => {
             let object = Object { id: file.object.clone(), tier, bytes: file.bytes };
             Ok(match complete(shared, &object, opened)? {
-                Some(open) => Looked::Open(open),
+                Some(open) => Looked::Open(object.id, open),
                 None => Looked::Missing(openable.dataset, Box::new(file)),
             })
         }

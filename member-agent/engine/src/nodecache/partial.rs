@@ -7,7 +7,8 @@
 //! Invariant: a part is noted as there only after its bytes, which are those of the version that was asked for at the
 //! source, were written.
 
-use std::collections::{HashMap, VecDeque};
+use std::any::Any;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -19,6 +20,7 @@ use fluvial_model::manifest::Digest;
 use tokio::sync::Notify;
 
 use super::fill::Origin;
+use super::share::{FromPeer, hashes_of};
 use super::store::{Lease, Room};
 use super::{PARALLEL_RANGES, PART_BYTES, RANGE_BYTES, Shared, blocking};
 use crate::engine::{EngineError, Filling};
@@ -55,6 +57,12 @@ struct Parts {
     complete: bool,
     /// How often the finished file was not the version's.
     refused: u32,
+    /// The hash of each part as it came, if others may ask for it.
+    hashes: Vec<Option<blake3::Hash>>,
+    /// The nodes that gave parts.
+    givers: BTreeSet<String>,
+    /// Other nodes gave wrong bytes: the rest comes from the source.
+    source_only: bool,
     /// The tier's file system refused it: it never becomes an object.
     broken: Option<(String, String)>,
 }
@@ -78,7 +86,16 @@ impl Partial {
     /// The sparse file that `room` made, nothing of it there yet.
     pub(super) fn new(shared: &Arc<Shared>, origin: Origin, room: Room, file: File) -> Self {
         let count = usize::try_from(origin.file.bytes.div_ceil(PART_BYTES)).unwrap_or(usize::MAX);
-        let parts = Parts { parts: vec![Part::Missing; count], left: count, complete: false, refused: 0, broken: None };
+        let parts = Parts {
+            parts: vec![Part::Missing; count],
+            left: count,
+            complete: false,
+            refused: 0,
+            hashes: Vec::new(),
+            givers: BTreeSet::new(),
+            source_only: false,
+            broken: None,
+        };
         Self {
             shared: Arc::downgrade(shared),
             _lease: shared.store.lease(&origin.file.object),
@@ -100,6 +117,40 @@ impl Partial {
         &self.origin.file.object
     }
 
+    /// Its version at the source, if that is known and needed.
+    pub(super) fn tag(&self) -> Option<String> {
+        self.origin.tag()
+    }
+
+    /// What a part was when it came.
+    pub(super) fn hash_of(&self, part: usize) -> Option<blake3::Hash> {
+        self.parts().hashes.get(part).copied().flatten()
+    }
+
+    /// Parts turned out not to be what they were: they are fetched again, unless the file is an object by now, which was
+    /// verified as a whole.
+    pub(super) fn lose(&self, offset: u64, length: u64) {
+        let index = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        let mut parts = self.parts();
+        if parts.left == 0 {
+            return;
+        }
+        let last = index((offset + length).div_ceil(PART_BYTES)).min(parts.parts.len());
+        for at in index(offset / PART_BYTES)..last {
+            if parts.parts[at] == Part::There {
+                parts.parts[at] = Part::Missing;
+                parts.left += 1;
+            }
+        }
+        drop(parts);
+        self.changed.notify_waiters();
+    }
+
+    /// A range for another node: what is missing comes from the source and from nowhere else.
+    pub(super) async fn fill_from_source(self: &Arc<Self>, offset: u64, length: u64) -> Result<(), EngineError> {
+        self.fill_range(offset, length, true).await
+    }
+
     fn parts(&self) -> MutexGuard<'_, Parts> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -111,10 +162,10 @@ impl Partial {
 
     async fn fill_parallel(self: &Arc<Self>, offset: u64, length: u64) -> Result<(), EngineError> {
         let useful = usize::try_from(length.div_ceil(RANGE_BYTES)).unwrap_or(usize::MAX).clamp(1, PARALLEL_RANGES);
-        futures::future::try_join_all((0..useful).map(|_| self.fill_range(offset, length))).await.map(drop)
+        futures::future::try_join_all((0..useful).map(|_| self.fill_range(offset, length, false))).await.map(drop)
     }
 
-    async fn fill_range(self: &Arc<Self>, offset: u64, length: u64) -> Result<(), EngineError> {
+    async fn fill_range(self: &Arc<Self>, offset: u64, length: u64, source_only: bool) -> Result<(), EngineError> {
         let refused = self.parts().refused;
         let last = offset.saturating_add(length).min(self.origin.file.bytes);
         let index = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
@@ -128,7 +179,7 @@ impl Partial {
                 Step::Done => return Ok(()),
                 Step::Refused => return Err(self.origin.mismatch()),
                 Step::Broken(error) => return Err(error),
-                Step::Fetch(claim) => self.fetch(claim, &wanted).await?,
+                Step::Fetch(claim) => self.fetch(claim, &wanted, source_only).await?,
                 Step::Wait => changed.await,
             }
         }
@@ -170,14 +221,26 @@ impl Partial {
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn fetch(self: &Arc<Self>, claim: Claim<'_>, wanted: &Range<usize>) -> Result<(), EngineError> {
+    async fn fetch(
+        self: &Arc<Self>,
+        claim: Claim<'_>,
+        wanted: &Range<usize>,
+        source_only: bool,
+    ) -> Result<(), EngineError> {
         let Some(shared) = self.shared.upgrade() else { return Err(EngineError::Stopped { op: "load" }) };
         let start = claim.parts.start as u64 * PART_BYTES;
         let end = (claim.parts.end as u64 * PART_BYTES).min(self.origin.file.bytes);
         let mut whole = None;
         if end > start {
-            let Ok(_turn) = shared.ranges.acquire().await else { return Err(EngineError::Stopped { op: "load" }) };
-            let data = self.origin.read(start, end - start).await?;
+            let given = if source_only { None } else { self.ask(&shared, start, end - start).await };
+            let (data, giver) = match given {
+                Some(FromPeer { node, data }) => (data, Some(node)),
+                None => {
+                    let stopped = || EngineError::Stopped { op: "load" };
+                    let _turn = shared.ranges.acquire().await.map_err(|_| stopped())?;
+                    (self.origin.read(start, end - start).await?, None)
+                }
+            };
             if data.len() as u64 != end - start {
                 return Err(self.origin.differs("it is shorter"));
             }
@@ -186,6 +249,7 @@ impl Partial {
             if let Err(error) = blocking("write", write).await {
                 return Err(self.give_up(&shared, error));
             }
+            self.note(start, &data, giver, source_only || shared.is_shared());
             whole = (data.len() as u64 == self.origin.file.bytes).then_some(data);
         }
         if !claim.there() {
@@ -205,6 +269,37 @@ impl Partial {
         }
     }
 
+    /// A range from the node that owns it, if that is another one and it can be believed.
+    async fn ask(&self, shared: &Shared, start: u64, length: u64) -> Option<FromPeer> {
+        let peers = shared.peers.as_ref()?;
+        if self.parts().source_only {
+            return None;
+        }
+        let range = self.origin.shared(start, length)?;
+        let _turn = shared.asked.acquire().await.ok()?;
+        let given = peers.read(&range).await?;
+        if given.data.len() as u64 == length {
+            return Some(given);
+        }
+        tracing::warn!(node = given.node, path = self.origin.file.path, "a node gave too few bytes");
+        peers.distrust(&given.node);
+        None
+    }
+
+    /// Notes what parts were when they came, if others may ask for them, and who gave them.
+    fn note(&self, start: u64, data: &[u8], giver: Option<String>, shared: bool) {
+        let hashes: Vec<_> = if shared { hashes_of(data).map(Some).collect() } else { Vec::new() };
+        let mut parts = self.parts();
+        parts.givers.extend(giver);
+        if shared && parts.hashes.is_empty() {
+            parts.hashes = vec![None; parts.parts.len()];
+        }
+        let first = usize::try_from(start / PART_BYTES).unwrap_or(usize::MAX);
+        for (known, hash) in parts.hashes.iter_mut().skip(first).zip(hashes) {
+            *known = hash;
+        }
+    }
+
     /// Verifies the file and makes it an object. `whole` are its contents, if they are at hand.
     fn finish(&self, shared: &Shared, whole: Option<Bytes>) -> Result<(), EngineError> {
         // Taken by whoever verifies it now.
@@ -215,13 +310,26 @@ impl Partial {
             Some(digest) => room.keep(self.object(), &digest).map(|()| Some(digest)),
         });
         let mut parts = self.parts();
+        let mut retried = false;
         match &finished {
             Ok(Some(_)) => {
                 parts.complete = true;
+                let hashes: Option<Vec<_>> = parts.hashes.iter().copied().collect();
+                if let Some(hashes) = hashes.filter(|hashes| hashes.len() == parts.parts.len()) {
+                    shared.proofs.put(self.object(), Arc::new(hashes));
+                }
                 shared.partials.forget(self.object());
             }
             Ok(None) => {
-                parts.refused += 1;
+                // The source is asked before anybody is told.
+                let givers = std::mem::take(&mut parts.givers);
+                retried = !givers.is_empty();
+                for node in givers {
+                    tracing::warn!(node, path = self.origin.file.path, "bytes of other nodes were not the version's");
+                    shared.peers.iter().for_each(|peers| peers.distrust(&node));
+                }
+                parts.source_only |= retried;
+                parts.refused += u32::from(!retried);
                 parts.left = parts.parts.len();
                 parts.parts.fill(Part::Missing);
                 *self.room() = Some(room);
@@ -231,7 +339,7 @@ impl Partial {
         drop(parts);
         let finished = finished.map_err(|error| self.give_up(shared, error));
         self.changed.notify_waiters();
-        if finished?.is_some() { Ok(()) } else { Err(self.origin.mismatch()) }
+        if finished?.is_some() || retried { Ok(()) } else { Err(self.origin.mismatch()) }
     }
 
     /// What it means that the file system refuses this file.
@@ -318,6 +426,10 @@ impl Filling for Filler {
 
     fn is_complete(&self) -> bool {
         self.0.parts().complete
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }
 

@@ -17,6 +17,7 @@ fn open_tiers(directory: &Path, blocks: &BlockStore, tiers: &[(&str, u64)]) -> A
         tiers: tiers.iter().map(tier).collect(),
         node: NodeUsage { node: "node-1".to_owned(), ..NodeUsage::default() },
         blocks: blocks.clone(),
+        peers: None,
     };
     Arc::new(NodeCache::open(config).unwrap())
 }
