@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use fluvial_member_agent::{Agent, AgentConfig, JoinConfig, RunningAgent, StartError, UplinkState, join};
 use fluvial_model::desired::{CacheWork, DatasetKey, Endpoint, MigrateWork, RemoveWork, ScanWork, Work};
+use fluvial_model::kinds::MigrateVerify;
 use fluvial_model::report::{MigratePhase, Report, Version};
 use fluvial_model::uri::Uri;
 use fluvial_proto::v1::ask::Question;
@@ -77,6 +78,7 @@ impl Bed {
             root: None,
             target: self.endpoint("target"),
             streams: 2,
+            verify: MigrateVerify::Checksum,
             cancel: false,
         }
     }

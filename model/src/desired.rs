@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kinds::SecretKeySelector;
+use crate::kinds::{MigrateVerify, SecretKeySelector};
 use crate::uri::Uri;
 
 /// The start of every assignment's key.
@@ -110,6 +110,8 @@ pub struct MigrateWork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay: Option<Relay>,
     pub streams: u32,
+    #[serde(default)]
+    pub verify: MigrateVerify,
     /// Stop, and remove what was written.
     #[serde(default)]
     pub cancel: bool,

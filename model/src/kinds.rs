@@ -16,8 +16,8 @@ pub use self::cachelocation::{CacheLocation, CacheLocationStatus, MediumUsage, N
 pub use self::cluster::{Cluster, ClusterSpec, ClusterState, ClusterStatus};
 pub use self::core::{Event, Namespace, Secret};
 pub use self::datamigrate::{
-    DataEnd, DataMigrate, DataMigrateSpec, DataMigrateStatus, DatasetRef, MigrateMode, OperationPhase, Progress,
-    StorageRef,
+    DataEnd, DataMigrate, DataMigrateSpec, DataMigrateStatus, DatasetRef, MigrateMode, MigrateVerify, OperationPhase,
+    Progress, StorageRef,
 };
 pub use self::dataset::{Dataset, DatasetPhase, DatasetSpec, DatasetStatus, Home, HomeState};
 pub use self::datasetmount::{DatasetMount, DatasetMountPhase, DatasetMountSpec, DatasetMountStatus};

@@ -167,7 +167,20 @@ fn begin(facts: &Facts<'_>, mut status: DataMigrateStatus) -> Next {
     let Some(target_uri) = home_uri(facts.operation, target) else {
         return fail(status, "Invalid", format!("the URI of Storage {target_name} cannot hold this dataset"));
     };
-    status.plan = Some(plan(&route, target, &target_uri, known.total_bytes, known.files));
+    let mut plan = plan(&route, target, &target_uri, known.total_bytes, known.files);
+    // What has no digest yet must be read to get one.
+    let inside = route::server_side(&route.source, &route::storage_endpoint(target, target_uri.clone()));
+    match inside.filter(|_| known.digested) {
+        Some(true) => {
+            plan.reasons.insert(0, format!("the store copies by itself, told by {}", plan.executor));
+            "server-side".clone_into(&mut plan.route);
+        }
+        Some(false) => {
+            plan.reasons.push("if the keys of both ends are the same, the store copies by itself".to_owned())
+        }
+        None => {}
+    }
+    status.plan = Some(plan);
     status.progress = Progress { bytes_total: known.total_bytes, files_total: known.files, ..Progress::default() };
     if facts.operation.spec.dry_run {
         return finish(facts, status, OperationPhase::Complete, "DryRun", "planned only: nothing was copied");
@@ -184,6 +197,7 @@ fn begin(facts: &Facts<'_>, mut status: DataMigrateStatus) -> Next {
         sources: route.source.endpoints.clone(),
         target: route::storage_endpoint(target, target_uri),
         streams: facts.operation.spec.parallelism.unwrap_or(DEFAULT_STREAMS),
+        verify: facts.operation.spec.verify,
         cancel: false,
     };
     status.phase = OperationPhase::Executing;

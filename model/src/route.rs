@@ -107,6 +107,21 @@ pub fn sources(dataset: &Dataset, storages: &BTreeMap<String, Storage>) -> Vec<S
     found
 }
 
+/// Whether one store holds both ends and can be told to copy by itself: a home in S3, the same endpoint and region.
+/// `Some(true)` if the keys are the same too, `Some(false)` if they are in different Secrets, which may hold the same: only
+/// the agent sees. It also finds out whether the store does.
+#[must_use]
+pub fn server_side(source: &Source, target: &Endpoint) -> Option<bool> {
+    let [from] = source.endpoints.as_slice() else { return None };
+    let s3 = |endpoint: &Endpoint| endpoint.uri.scheme() == "s3" && endpoint.path.is_empty();
+    let option = |key: &str| from.options.get(key) == target.options.get(key);
+    let secret = |key: &str| from.secrets.get(key) == target.secrets.get(key);
+    let one = source.root.is_some() && s3(from) && s3(target) && option("endpoint") && option("region");
+    one.then(|| {
+        ["access_key_id", "secret_access_key", "session_token"].into_iter().all(|key| option(key) && secret(key))
+    })
+}
+
 /// The clusters whose Storages hold local endpoints.
 #[must_use]
 pub fn owners(endpoints: &[Endpoint], storages: &BTreeMap<String, Storage>) -> BTreeSet<String> {
@@ -302,6 +317,25 @@ mod tests {
         }
         let local = choose(&[source("b", "file:///src")], &storage("b", "file:///dst"), &ready).unwrap();
         assert_eq!((local.name, local.executor.as_str()), ("local", "b"));
+    }
+
+    #[test]
+    fn only_one_store_with_the_same_keys_copies_by_itself() {
+        let home = Source { root: Some("r".to_owned()), ..source("a", "s3://one/x") };
+        let endpoint = |uri: &str| source("b", uri).endpoints.remove(0);
+        let target = endpoint("s3://two/y");
+        assert_eq!(server_side(&home, &target), Some(true), "buckets may differ");
+        assert_eq!(server_side(&source("a", "s3://one/x"), &target), None, "what was never read has no digests");
+        assert_eq!(server_side(&home, &endpoint("file:///y")), None);
+        for key in ["endpoint", "region"] {
+            let mut other = target.clone();
+            other.options.insert(key.to_owned(), "elsewhere".to_owned());
+            assert_eq!(server_side(&home, &other), None, "{key}");
+        }
+        let mut other = target;
+        let key = SecretKeySelector { namespace: "n".into(), name: "other".into(), key: "k".into() };
+        other.secrets.insert("access_key_id".to_owned(), key);
+        assert_eq!(server_side(&home, &other), Some(false));
     }
 
     #[test]

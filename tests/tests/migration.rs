@@ -135,3 +135,32 @@ fn a_source_that_changes_in_mid_copy_is_noticed() {
     api.fluvial(&["migrate", "tree", "--to", "disk", "--mode", "move", "--wait", "--timeout", "60s"]).unwrap();
     assert_eq!(tree::difference(&source, &folder(&api.home("tree", "disk"))), "", "the last version arrived, whole");
 }
+
+#[test]
+fn a_home_goes_to_another_bucket_of_its_store_without_its_bytes_passing() {
+    let minio = Minio::start();
+    ["one", "two"].map(|bucket| format!("bucket-{bucket}")).iter().for_each(|bucket| minio.create_bucket(bucket));
+    let up = Up::start(1, &["onprem"]);
+    let api = &up.api;
+    let source = up.folder().join("source");
+    tree::make(&source, 31, 60, 20_000);
+    fs::write(source.join("large.bin"), tree::bytes(8, 20 << 20)).unwrap();
+    api.s3_storage("one", "onprem", "bucket-one", &minio);
+    // The same keys in the same Secret: as the hub sees it, too.
+    let mut storage = api.get("storage", "one").unwrap();
+    storage["metadata"] = serde_json::json!({ "name": "two" });
+    storage["spec"]["uri"] = "s3://bucket-two".into();
+    storage.as_object_mut().unwrap().remove("status");
+    api.apply(&storage.to_string()).unwrap();
+    api.path_storage("disk", "onprem", &up.folder().join("disk"));
+    api.path_dataset("tree", &source);
+    api.fluvial(&["migrate", "tree", "--to", "one", "--mode", "move", "--wait", "--timeout", "60s"]).unwrap();
+
+    let plan = api.fluvial(&["migrate", "tree", "--to", "two", "--dry-run", "-o", "json"]).unwrap();
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["route"], "server-side", "{plan}");
+    api.fluvial(&["migrate", "tree", "--to", "two", "--mode", "move", "--wait", "--timeout", "60s"]).unwrap();
+    api.wait_until("dataset", "tree", "/status/homes", |homes| homes.as_array().map(Vec::len) == Some(1));
+    api.fluvial(&["migrate", "tree", "--to", "disk", "--wait", "--timeout", "60s"]).unwrap();
+    assert_eq!(tree::difference(&source, &folder(&api.home("tree", "disk"))), "");
+}

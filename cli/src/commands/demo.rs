@@ -212,16 +212,15 @@ async fn move_to_cloud(client: &Client) -> Result<String> {
         dataset: DATASET.into(),
         to: STORE.into(),
         mode: MigrateMode::Copy,
-        parallelism: None,
-        dry_run: false,
         name: name.clone(),
+        ..migrate::Wish::default()
     };
     migrate::create(client, NAMESPACE, &wish).await?;
     let status = migrate::follow(client, NAMESPACE, &name, DATA_LIMIT, &mut Progress::stderr()).await?;
     migrate::complete(&name, &status)?;
     let route = status.plan.map(|plan| format!("{} by {}", plan.route, plan.executor)).unwrap_or_default();
     let rate = status.progress.bytes_per_second / 1e6;
-    Ok(format!("{route}, {rate:.1} MB/s, read back and verified at the target"))
+    Ok(format!("{route}, {rate:.1} MB/s, verified at the target"))
 }
 
 /// The home in the cloud, which must be of the dataset's own version.

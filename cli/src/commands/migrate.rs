@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use fluvial_model::kinds::{
-    DataEnd, DataMigrate, DataMigrateSpec, DataMigrateStatus, DatasetRef, MigrateMode, OperationPhase, StorageRef,
+    DataEnd, DataMigrate, DataMigrateSpec, DataMigrateStatus, DatasetRef, MigrateMode, MigrateVerify, OperationPhase,
+    StorageRef,
 };
 use fluvial_model::resource::Resource as _;
 use http::Method;
@@ -46,6 +47,24 @@ impl From<Mode> for MigrateMode {
     }
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Verify {
+    /// By the store, where it compares checksums; by reading back elsewhere.
+    #[default]
+    Checksum,
+    /// By reading every byte back.
+    ReadBack,
+}
+
+impl From<Verify> for MigrateVerify {
+    fn from(verify: Verify) -> Self {
+        match verify {
+            Verify::Checksum => Self::Checksum,
+            Verify::ReadBack => Self::ReadBack,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     dataset: String,
@@ -54,6 +73,9 @@ pub(crate) struct Arguments {
     to: String,
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
+    /// How the bytes at the target are compared with the source's.
+    #[arg(long, value_enum, default_value_t)]
+    verify: Verify,
     /// Parallel streams; 8 if not given.
     #[arg(long)]
     parallelism: Option<u32>,
@@ -81,6 +103,7 @@ pub(crate) struct Wish {
     pub dataset: String,
     pub to: String,
     pub mode: MigrateMode,
+    pub verify: MigrateVerify,
     pub parallelism: Option<u32>,
     pub dry_run: bool,
     /// Made from the dataset's if empty.
@@ -94,6 +117,7 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Arguments) -> Re
         dataset: arguments.dataset,
         to: arguments.to,
         mode: arguments.mode.into(),
+        verify: arguments.verify.into(),
         parallelism: arguments.parallelism,
         dry_run: arguments.dry_run,
         name: arguments.name.unwrap_or_default(),
@@ -175,6 +199,7 @@ pub(crate) async fn create(client: &Client, namespace: &str, wish: &Wish) -> Res
         from: DataEnd { dataset, ..DataEnd::default() },
         to: DataEnd { storage: Some(StorageRef { name: wish.to.clone() }), ..DataEnd::default() },
         mode: wish.mode,
+        verify: wish.verify,
         parallelism: wish.parallelism,
         dry_run: wish.dry_run,
         ttl_seconds_after_finished: wish.dry_run.then_some(PLAN_KEPT),

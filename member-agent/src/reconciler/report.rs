@@ -39,7 +39,9 @@ fn reason(error: &TransferError) -> &'static str {
         TransferError::CredentialsRefused { .. } | TransferError::Denied { .. } => "AccessDenied",
         TransferError::ReadOnly { .. } => "ReadOnly",
         TransferError::NoSpace { .. } => "NoSpace",
-        TransferError::Unreachable { .. } | TransferError::Server { .. } => "Unreachable",
+        TransferError::Unreachable { .. } | TransferError::Damaged { .. } | TransferError::Server { .. } => {
+            "Unreachable"
+        }
         TransferError::Changed { .. } | TransferError::SourceChanged { .. } | TransferError::SourceDiffers { .. } => {
             "SourceChanged"
         }

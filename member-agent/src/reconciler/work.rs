@@ -11,14 +11,14 @@ use std::time::Duration;
 use fluvial_certs::Identity;
 use fluvial_engine::{CacheRequest, Engine, Loaded};
 use fluvial_model::desired::{CacheWork, MigrateWork, MountWork, Relay, RemoveWork, ScanWork, ServeWork, Work};
-use fluvial_model::kinds;
+use fluvial_model::kinds::{self, MigrateVerify};
 use fluvial_model::report::{
     CacheReport, MigratePhase, MigrateReport, MountReport, Problem, RemoveReport, Report, ScanReport, ServeReport,
     StoredReport, Version,
 };
 use fluvial_transfer::listing::OpenMount;
 use fluvial_transfer::place::Place;
-use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Location, Progress, SourceMount};
+use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Location, Progress, SourceMount, Verify};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -410,6 +410,10 @@ impl Works {
         let to = target.open_target()?;
         let mut job = CopyJob::new(work.operation.clone(), mounts, target);
         job.source_root = source_root;
+        job.verify = match work.verify {
+            MigrateVerify::Checksum => Verify::Checksum,
+            MigrateVerify::ReadBack => Verify::ReadBack,
+        };
         if work.streams > 0 {
             job.streams = usize::try_from(work.streams).unwrap_or(usize::MAX);
         }

@@ -7,8 +7,8 @@
 //! source and every read back (defaults: 8 × 8 MiB = 64 MiB), one extra buffer per local read back excepted; listings
 //! and the journal are on disk, a page of 1,000 entries at a time in memory.
 //!
-//! Invariants: a target is never half visible; a file is read as one version; nothing counts as done before it was read
-//! back from the target and compared. The steps of one file are in [`file`], what makes them durable in [`record`].
+//! Invariants: a target is never half visible; a file is read as one version; nothing counts as done before the target's
+//! bytes were compared, by a checksum at the target or by reading them back. The steps of one file are in [`file`], what makes them durable in [`record`].
 
 mod file;
 mod progress;
@@ -39,6 +39,16 @@ const MAX_STREAMS: usize = 256;
 /// Largest part: a multiple of it must fit in memory.
 const MAX_PART_SIZE: u64 = 1 << 30;
 
+/// How the bytes at the target are compared with those that were read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// By the target, where it compares what arrives with a checksum and says so; by reading back elsewhere.
+    #[default]
+    Checksum,
+    /// By reading every byte back.
+    ReadBack,
+}
+
 /// What to copy.
 #[derive(Debug, Clone)]
 pub struct CopyJob {
@@ -54,6 +64,8 @@ pub struct CopyJob {
     pub streams: usize,
     /// Bytes of a part: a power of two. Files with too many parts for the target get larger ones.
     pub part_size: u64,
+    /// How the copy is verified.
+    pub verify: Verify,
 }
 
 impl CopyJob {
@@ -67,6 +79,7 @@ impl CopyJob {
             target,
             streams: DEFAULT_STREAMS,
             part_size: DEFAULT_PART_SIZE,
+            verify: Verify::default(),
         }
     }
 
@@ -123,8 +136,11 @@ pub struct CopyReport {
     pub root: Root,
     /// Its sums.
     pub totals: Totals,
-    /// Bytes that the last run read from the source and wrote.
+    /// Bytes that the last run brought to the target.
     pub bytes_copied: u64,
+    /// Those among them that the store copied by itself.
+    #[serde(default)]
+    pub bytes_server_side: u64,
     /// Bytes that earlier runs had copied.
     pub bytes_reused: u64,
     /// Parts of unfinished files among them.
@@ -194,6 +210,7 @@ async fn run(
         }
         _ => {}
     }
+    let nothing_there = state == TargetState::Absent;
     match (&known, state) {
         (_, TargetState::Visible) | (None, TargetState::Partial) => {
             return Err(TransferError::TargetExists { place: shown });
@@ -202,7 +219,7 @@ async fn run(
         (Some(_), TargetState::Absent) => ctx.journal.forget(&job.id, true)?,
         (Some(_), TargetState::Partial) => {}
     }
-    round::run(job, ctx, sources, target).await
+    round::run(job, ctx, sources, target, nothing_there).await
 }
 
 /// Ends a job for good: aborts what is under way at the target and removes what the job wrote.

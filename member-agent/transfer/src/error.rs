@@ -93,6 +93,18 @@ pub enum TransferError {
         /// The last failure.
         why: String,
     },
+    /// The bytes arrived at the server otherwise than they were sent, by its checksum.
+    #[error("{op} {place}: {path:?} arrived damaged ({code})")]
+    Damaged {
+        /// What was being done.
+        op: &'static str,
+        /// The place.
+        place: String,
+        /// The path below it.
+        path: String,
+        /// The server's word for it.
+        code: String,
+    },
     /// Another answer of a server.
     #[error("{op} {place}: the server answered {status} {code} for {path:?}")]
     Server {
@@ -271,8 +283,16 @@ impl TransferError {
     /// Whether the same call may succeed later without anybody changing anything.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Changed { .. } | Self::SourceChanged { .. })
-            || matches!(self, Self::Server { status, .. } if *status >= 500 || *status == 429)
+        matches!(self, Self::Unreachable { .. } | Self::Damaged { .. } | Self::Changed { .. })
+            || matches!(self, Self::SourceChanged { .. })
+            || matches!(self, Self::Server { status, .. } if (*status >= 500 && *status != 501) || *status == 429)
+            || self.lost_part()
+    }
+
+    /// Whether parts of an upload are not what was confirmed, or not yet: a server may still be busy with the same part as
+    /// an abandoned run sent it.
+    pub(crate) fn lost_part(&self) -> bool {
+        matches!(self, Self::Server { code, .. } if code == "InvalidPart")
     }
 
     /// An I/O error as the thing that it means.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fluvial_model::manifest::RelativePath;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::TransferError;
 use crate::place::Place;
@@ -77,6 +77,12 @@ impl Location {
             Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
             None => bare.to_owned(),
         }
+    }
+
+    /// An option, secret or not.
+    pub(crate) fn option(&self, key: &str) -> Option<&str> {
+        let secret = self.secrets.get(key).map(|secret| secret.expose_secret());
+        secret.or_else(|| self.options.get(key).map(String::as_str))
     }
 
     fn bad(&self, why: impl Into<String>) -> TransferError {

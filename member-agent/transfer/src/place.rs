@@ -3,6 +3,7 @@
 //! One contract suite (`tests/contract.rs`) runs over every implementation. Paths are relative to the place; entries
 //! never carry digests; a [`Tag`] names one version of one file, so that two versions are never mixed.
 
+mod http;
 pub mod local;
 pub mod s3;
 
@@ -18,6 +19,16 @@ use crate::location::Access;
 /// Names one version of one file at one place: ETag and size, or size, times and inode.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tag(pub String);
+
+/// What is known of a file that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The version that is there now.
+    pub tag: Tag,
+    /// The place compared what arrived with a checksum of what was sent, said so, and is known to refuse what differs:
+    /// reading back would tell nothing new.
+    pub checked: bool,
+}
 
 /// One entry of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +77,22 @@ pub trait Place: Send + Sync + 'static {
         Ok((found, data))
     }
 
+    /// What a listing of a source has to know: [`Detail::Tags`] where [`Place::read_listed`] tells the rest with the data,
+    /// in the same request.
+    fn source_detail(&self) -> Detail {
+        Detail::Full
+    }
+
+    /// The whole of a file that was listed with `tag` and `size` bytes, and what it is. Another version is
+    /// [`TransferError::Changed`].
+    async fn read_listed(&self, path: &RelativePath, tag: &Tag, size: u64) -> Result<(Entry, Bytes), TransferError> {
+        let found = self.stat(path).await?;
+        if found.tag != *tag {
+            return Err(TransferError::Changed { place: self.name().to_owned(), path: path.to_string() });
+        }
+        Ok((found.entry, self.read(path, Some(tag), 0, size).await?))
+    }
+
     /// `length` bytes of a file from `offset`, fewer at its end. With a tag, exactly that version is read, otherwise
     /// [`TransferError::Changed`].
     async fn read(
@@ -84,6 +111,29 @@ pub trait Place: Send + Sync + 'static {
 
     /// Writes a small file at once. It is there completely or not at all (for a target: once it is committed).
     async fn put(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Tag, TransferError>;
+
+    /// As [`Place::put`], and whether the place itself saw to it that the bytes are those that were sent.
+    async fn put_checked(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Written, TransferError> {
+        Ok(Written { tag: self.put(path, file, data).await?, checked: false })
+    }
+
+    /// This place, if it is one of S3: two of one store can be copied between by the store itself.
+    fn as_s3(&self) -> Option<&s3::S3Place> {
+        None
+    }
+
+    /// Has the store copy a file that it holds in another of its places too, where it is listed as `below` with `tag` and
+    /// is what `file` says, digest included. `None`, and nothing written, where that cannot be.
+    async fn copy_inside(
+        &self,
+        _path: &RelativePath,
+        _file: &File,
+        _from: &dyn Place,
+        _below: &RelativePath,
+        _tag: &Tag,
+    ) -> Result<Option<Written>, TransferError> {
+        Ok(None)
+    }
 
     /// Starts a file in parts and names the upload.
     async fn begin(&self, path: &RelativePath, file: &File) -> Result<String, TransferError>;
@@ -109,6 +159,17 @@ pub trait Place: Send + Sync + 'static {
         file: &File,
         receipts: &[String],
     ) -> Result<Tag, TransferError>;
+
+    /// As [`Place::complete`], and whether the place itself saw to it that the bytes of all parts are those that were sent.
+    async fn complete_checked(
+        &self,
+        path: &RelativePath,
+        upload: &str,
+        file: &File,
+        receipts: &[String],
+    ) -> Result<Written, TransferError> {
+        Ok(Written { tag: self.complete(path, upload, file, receipts).await?, checked: false })
+    }
 
     /// Gives up a file in parts; it is no error when there is none.
     async fn abort(&self, path: &RelativePath, upload: &str) -> Result<(), TransferError>;

@@ -36,13 +36,32 @@ pub enum MigrateMode {
     Move,
 }
 
-/// Fluid's fields and ours. Ours: `to.storage`, `mode`, `dryRun`, `cancel`.
+/// How the bytes at the target are compared with those that were read at the source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrateVerify {
+    /// By the store, where it compares checksums and says so; by reading back elsewhere.
+    #[default]
+    Checksum,
+    /// By reading every byte back.
+    ReadBack,
+}
+
+impl MigrateVerify {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Fluid's fields and ours. Ours: `to.storage`, `mode`, `verify`, `dryRun`, `cancel`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DataMigrateSpec {
     pub from: DataEnd,
     pub to: DataEnd,
     pub mode: MigrateMode,
+    #[serde(skip_serializing_if = "MigrateVerify::is_default")]
+    pub verify: MigrateVerify,
     /// Plan only: the route and the bytes go to `status.plan`, and the operation ends Complete.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
@@ -159,7 +178,8 @@ pub struct Progress {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MigratePlan {
-    /// `pull` (the target's agent reads the source), `push` (the source's agent writes the target), `local`, or `relay`
+    /// `pull` (the target's agent reads the source), `server-side` (source and target are one
+    /// store with the same keys, which copies by itself), `push` (the source's agent writes the target), `local`, or `relay`
     /// (the target's agent reads through the source's).
     pub route: String,
     /// The cluster whose agent moves the bytes.
@@ -290,6 +310,7 @@ impl Resource for DataMigrate {
                 ("from", old.spec.from != self.spec.from),
                 ("to", old.spec.to != self.spec.to),
                 ("mode", old.spec.mode != self.spec.mode),
+                ("verify", old.spec.verify != self.spec.verify),
                 ("dryRun", old.spec.dry_run != self.spec.dry_run),
             ];
             for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {

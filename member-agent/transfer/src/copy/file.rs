@@ -1,21 +1,26 @@
-//! The steps of one file: read one version, write, make it complete, read it back, record it.
+//! The steps of one file: read one version, write, make it complete, have it verified, record it.
+//!
+//! Verified is what was read back from the target and compared, or what the target itself compared with a checksum of the
+//! bytes that were sent ([`crate::place::Written::checked`]), unless the job asks for reading back.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use blake3::hazmat::ChainingValue;
 use bytes::Bytes;
-use fluvial_model::manifest::{Digest, Entry, File, RelativePath};
+use fluvial_model::manifest::{Digest, Entry, File, Item, RelativePath, Root, lookup};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use super::Verify;
 use super::progress::Meter;
 use super::record::Recorder;
-use crate::TransferError;
+use super::verify::without_digest;
 use crate::digest::{merge, part_value};
 use crate::journal::{Done, DoneFile, DonePart, Journal, Upload};
 use crate::listing::{Listed, Listing, OpenMount};
 use crate::place::local::blocking;
-use crate::place::{PartLimits, Place, Tag};
+use crate::place::{Detail, PartLimits, Place, Tag, Written};
+use crate::{BlockStore, TransferError};
 
 /// Memory permits are counted in units of this size.
 pub(super) const MEMORY_UNIT: u64 = 64 << 10;
@@ -31,6 +36,9 @@ pub(super) struct Shared {
     pub(super) recorder: Recorder,
     pub(super) meter: Arc<Meter>,
     pub(super) part_size: u64,
+    pub(super) verify: Verify,
+    /// The manifest of the sources and its blocks: a file whose digest it has need not be read to be known.
+    pub(super) known: Option<(Root, BlockStore)>,
     pub(super) streams: Arc<Semaphore>,
     pub(super) memory: Arc<Semaphore>,
     pub(super) memory_units: u32,
@@ -38,12 +46,6 @@ pub(super) struct Shared {
     pub(super) at_target: Option<Listing>,
     /// Files that were not the listed version any more when they were read.
     pub(super) changed: Mutex<Vec<RelativePath>>,
-}
-
-/// What became of reading from the source.
-enum Read {
-    Data(Bytes),
-    Changed,
 }
 
 /// The part size of a file: the job's, larger when the target allows fewer or only larger parts.
@@ -61,16 +63,45 @@ async fn hash<T: Send + 'static>(
     blocking(move || Ok(call(&data))).await
 }
 
-/// Copies one entry that is no directory.
-pub(super) async fn copy_entry(shared: Arc<Shared>, row: Listed) -> Result<(), TransferError> {
+/// Copies one entry that is no directory. `earlier` is what an earlier run recorded of this version of it, as far as its
+/// listing tells.
+pub(super) async fn copy_entry(
+    shared: Arc<Shared>,
+    mut row: Listed,
+    earlier: Option<Box<DoneFile>>,
+) -> Result<(), TransferError> {
+    let place = shared.sources[row.mount].place.clone();
+    let part_size_of = |size| part_size(shared.part_size, shared.target.part_limits(), size);
+    if let (Entry::File(_), None) = (&row.entry, &earlier)
+        && shared.inside(&row, &*place).await?
+    {
+        return Ok(());
+    }
+    let known = place.source_detail() == Detail::Full || !matches!(row.entry, Entry::File(_));
+    if !known {
+        let size = row_size(&row);
+        if earlier.is_none() && size <= part_size_of(size) {
+            return shared.small_with_metadata(row, size).await;
+        }
+        let Some(found) = shared.settled(&row, place.stat(&shared.below(&row)).await)? else { return Ok(()) };
+        if found.tag != row.tag {
+            shared.note_changed(&row.path);
+            return Ok(());
+        }
+        row.entry = found.entry;
+        if let Some(done) = earlier.filter(|done| without_digest(&done.entry) == row.entry) {
+            shared.meter.reused(1, done.entry.totals().bytes);
+            return Ok(());
+        }
+        if !matches!(row.entry, Entry::File(_)) {
+            shared.meter.less(size);
+        }
+    }
     match &row.entry {
         Entry::Directory => Ok(()),
-        Entry::Symlink { target } => {
-            let target_tag = shared.target.make_symlink(&row.path, target).await?;
-            shared.done(&row, row.entry.clone(), target_tag).await
-        }
+        Entry::Symlink { target } => shared.link(&row, target).await,
         Entry::File(file) => {
-            let part_size = part_size(shared.part_size, shared.target.part_limits(), file.size);
+            let part_size = part_size_of(file.size);
             if file.size <= part_size {
                 shared.small(&row, file).await
             } else {
@@ -92,14 +123,32 @@ impl Shared {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
     }
 
-    async fn read(&self, row: &Listed, offset: u64, length: u64) -> Result<Read, TransferError> {
-        let mount = &self.sources[row.mount];
-        let below = row.path.strip_prefix(&mount.path).unwrap_or_else(|| row.path.clone());
-        match mount.place.read(&below, Some(&row.tag), offset, length).await {
-            Ok(data) if data.len() as u64 == length => Ok(Read::Data(data)),
-            // Gone, replaced or shorter: another version.
-            Ok(_) | Err(TransferError::Changed { .. } | TransferError::NotFound { .. }) => Ok(Read::Changed),
+    /// The path of a row in its own mount.
+    fn below(&self, row: &Listed) -> RelativePath {
+        row.path.strip_prefix(&self.sources[row.mount].path).unwrap_or_else(|| row.path.clone())
+    }
+
+    /// What the source said of a row; `None`, and noted, if it is another version now.
+    fn settled<T>(&self, row: &Listed, answer: Result<T, TransferError>) -> Result<Option<T>, TransferError> {
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(TransferError::Changed { .. } | TransferError::NotFound { .. }) => {
+                self.note_changed(&row.path);
+                Ok(None)
+            }
             Err(error) => Err(error),
+        }
+    }
+
+    async fn read(&self, row: &Listed, offset: u64, length: u64) -> Result<Option<Bytes>, TransferError> {
+        let data = self.sources[row.mount].place.read(&self.below(row), Some(&row.tag), offset, length).await;
+        match self.settled(row, data)? {
+            Some(data) if data.len() as u64 == length => Ok(Some(data)),
+            Some(_) => {
+                self.note_changed(&row.path);
+                Ok(None)
+            }
+            None => Ok(None),
         }
     }
 
@@ -114,22 +163,121 @@ impl Shared {
         TransferError::DigestMismatch { place: self.target.name().to_owned(), path: path.to_string() }
     }
 
-    /// A file that is one part.
-    async fn small(&self, row: &Listed, file: &File) -> Result<(), TransferError> {
-        let _memory = self.memory(file.size).await?;
-        let Read::Data(data) = self.read(row, 0, file.size).await? else {
-            self.note_changed(&row.path);
-            return Ok(());
+    async fn link(&self, row: &Listed, target: &str) -> Result<(), TransferError> {
+        let target_tag = self.target.make_symlink(&row.path, target).await?;
+        self.done(row, row.entry.clone(), target_tag).await
+    }
+
+    /// Has the store copy a file by itself, if it can and the manifest has the file's digest.
+    async fn inside(self: &Arc<Self>, row: &Listed, place: &dyn Place) -> Result<bool, TransferError> {
+        let (Some((root, blocks)), true) =
+            (self.known.clone(), place.as_s3().is_some() && self.target.as_s3().is_some())
+        else {
+            return Ok(false);
         };
-        let digest = hash(data.clone(), Digest::of).await?;
-        self.meter.copied(file.size);
-        let target_tag = self.target.put(&row.path, file, data).await?;
-        // One byte more than there should be, to see that there is none.
-        let back = self.target.read(&row.path, Some(&target_tag), 0, file.size + 1).await?;
-        if back.len() as u64 != file.size || hash(back, Digest::of).await? != digest {
+        let path = row.path.clone();
+        let found = blocking(move || {
+            lookup(root, &path, &blocks.getter())
+                .map_err(|source| TransferError::Manifest { op: "look for a digest", source })
+        })
+        .await?;
+        let Some(Item::File(file)) = found else { return Ok(false) };
+        let Some(digest) = file.digest.filter(|_| file.size == row_size(row)) else { return Ok(false) };
+        let copied = self.target.copy_inside(&row.path, &file, place, &self.below(row), &row.tag).await;
+        let Some(written) = self.settled(row, copied)? else { return Ok(true) };
+        let Some(Written { tag, checked }) = written else { return Ok(false) };
+        if !self.trusts(checked) && self.digest_at_target(&row.path, &tag, file.size).await? != Some(digest) {
             return Err(self.mismatch(&row.path));
         }
-        self.done(row, Entry::File(File { digest: Some(digest), ..*file }), target_tag).await
+        self.meter.copied(file.size);
+        self.meter.server_side.fetch_add(file.size, std::sync::atomic::Ordering::Relaxed);
+        self.done(row, Entry::File(file), tag).await?;
+        Ok(true)
+    }
+
+    /// The digest of what the target has; `None` if it is shorter than it should be.
+    async fn digest_at_target(
+        self: &Arc<Self>,
+        path: &RelativePath,
+        tag: &Tag,
+        size: u64,
+    ) -> Result<Option<Digest>, TransferError> {
+        if size <= self.part_size {
+            let _memory = self.memory(size).await?;
+            let back = self.target.read(path, Some(tag), 0, size).await?;
+            return if back.len() as u64 == size { hash(back, Digest::of).await.map(Some) } else { Ok(None) };
+        }
+        let part_size = self.part_size;
+        let count = usize::try_from(size.div_ceil(part_size)).unwrap_or(usize::MAX);
+        let values = self
+            .for_parts((0..count).collect(), |shared, number| {
+                let (path, tag) = (path.clone(), tag.clone());
+                let (offset, length) = (number as u64 * part_size, part_length(size, part_size, number));
+                async move {
+                    let _memory = shared.memory(length).await?;
+                    let back = shared.target.read(&path, Some(&tag), offset, length).await?;
+                    let whole = back.len() as u64 == length;
+                    Ok((
+                        number,
+                        if whole { Some(hash(back, move |data| part_value(offset, data)).await?) } else { None },
+                    ))
+                }
+            })
+            .await?;
+        let mut sorted = values;
+        sorted.sort_by_key(|(number, _)| *number);
+        let values: Option<Vec<ChainingValue>> = sorted.into_iter().map(|(_, value)| value).collect();
+        Ok(values.map(|values| merge(size, part_size, &values)))
+    }
+
+    /// A file that is one part.
+    async fn small(&self, row: &Listed, file: &File) -> Result<(), TransferError> {
+        let memory = self.memory(file.size).await?;
+        let Some(data) = self.read(row, 0, file.size).await? else { return Ok(()) };
+        self.write_small(row, file, data, memory).await
+    }
+
+    /// What is one part, and a file only as far as its listing tells.
+    async fn small_with_metadata(&self, row: Listed, size: u64) -> Result<(), TransferError> {
+        let memory = self.memory(size).await?;
+        let answer = self.sources[row.mount].place.read_listed(&self.below(&row), &row.tag, size).await;
+        let Some((entry, data)) = self.settled(&row, answer)? else { return Ok(()) };
+        let row = Listed { entry, ..row };
+        match &row.entry {
+            Entry::File(file) => self.write_small(&row, file, data, memory).await,
+            Entry::Symlink { target } => {
+                self.meter.less(size);
+                self.link(&row, target).await
+            }
+            Entry::Directory => Ok(()),
+        }
+    }
+
+    async fn write_small(
+        &self,
+        row: &Listed,
+        file: &File,
+        data: Bytes,
+        memory: OwnedSemaphorePermit,
+    ) -> Result<(), TransferError> {
+        let digest = hash(data.clone(), Digest::of).await?;
+        self.meter.copied(file.size);
+        let Written { tag, checked } = self.target.put_checked(&row.path, file, data).await?;
+        if !self.trusts(checked) {
+            // One byte more than there should be, to see that there is none.
+            let back = self.target.read(&row.path, Some(&tag), 0, file.size + 1).await?;
+            if back.len() as u64 != file.size || hash(back, Digest::of).await? != digest {
+                return Err(self.mismatch(&row.path));
+            }
+        }
+        // Waiting for the journal needs no room for data.
+        drop(memory);
+        self.done(row, Entry::File(File { digest: Some(digest), ..*file }), tag).await
+    }
+
+    /// Whether what was written need not be read back.
+    fn trusts(&self, checked: bool) -> bool {
+        checked && self.verify == Verify::Checksum
     }
 
     /// A file in parts.
@@ -155,24 +303,27 @@ impl Shared {
             })
             .await?;
         for part in copied {
-            let Some(part) = part else {
-                self.note_changed(&row.path);
-                return Ok(());
-            };
+            let Some(part) = part else { return Ok(()) };
             let number = part.number as usize;
             parts[number] = Some(part);
         }
         let parts: Vec<DonePart> = parts.into_iter().flatten().collect();
-        let target_tag = match adopt {
-            Some(tag) => tag,
+        let Written { tag: target_tag, checked } = match adopt {
+            Some(tag) => Written { tag, checked: false },
             None => {
                 let receipts: Vec<_> = parts.iter().map(|part| part.receipt.clone()).collect();
-                self.target.complete(&row.path, &upload, file, &receipts).await?
+                let completed = self.target.complete_checked(&row.path, &upload, file, &receipts).await;
+                if completed.as_ref().is_err_and(TransferError::lost_part) {
+                    // The next run starts the file again.
+                    self.give_up(&row.path, &upload).await?;
+                }
+                completed?
             }
         };
         let values: Arc<Vec<ChainingValue>> = Arc::new(parts.iter().map(|part| part.value).collect());
+        let again = if self.trusts(checked) { 0 } else { count };
         let same = self
-            .for_parts((0..count).collect(), |shared, number| {
+            .for_parts((0..again).collect(), |shared, number| {
                 let (path, tag, value) = (row.path.clone(), target_tag.clone(), values[number]);
                 let (offset, length) = (number as u64 * part_size, part_length(row_size(row), part_size, number));
                 async move { shared.same_part(&path, &tag, offset, length, value).await }
@@ -180,12 +331,16 @@ impl Shared {
             .await?;
         if same.contains(&false) {
             // Nothing of it can be trusted: the next run starts the file again.
-            self.target.abort(&row.path, &upload).await?;
-            self.journal.forget_file(&self.job, &row.path)?;
+            self.give_up(&row.path, &upload).await?;
             return Err(self.mismatch(&row.path));
         }
         let digest = merge(file.size, part_size, &values);
         self.done(row, Entry::File(File { digest: Some(digest), ..*file }), target_tag).await
+    }
+
+    async fn give_up(&self, path: &RelativePath, upload: &str) -> Result<(), TransferError> {
+        self.target.abort(path, upload).await?;
+        self.journal.forget_file(&self.job, path)
     }
 
     /// The upload that is continued, with its parts, or a new one. The last value is the tag of a file whose parts were
@@ -258,7 +413,7 @@ impl Shared {
         length: u64,
     ) -> Result<Option<DonePart>, TransferError> {
         let _memory = self.memory(length).await?;
-        let Read::Data(data) = self.read(row, offset, length).await? else { return Ok(None) };
+        let Some(data) = self.read(row, offset, length).await? else { return Ok(None) };
         let value = hash(data.clone(), move |data| part_value(offset, data)).await?;
         self.meter.copied(length);
         let number = u32::try_from(number).map_err(|_| TransferError::BadJob {

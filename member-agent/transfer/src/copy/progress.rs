@@ -21,7 +21,7 @@ pub enum Phase {
     /// Listing the source.
     #[default]
     Listing,
-    /// Copying and reading back.
+    /// Copying, with reading back where the target does not compare checksums itself.
     Copying,
     /// Comparing the target's tree with the source's.
     Verifying,
@@ -56,6 +56,8 @@ pub(super) struct Meter {
     pub(super) copied: AtomicU64,
     pub(super) reused: AtomicU64,
     pub(super) parts_reused: AtomicU64,
+    /// Bytes that a store copied by itself, by this run.
+    pub(super) server_side: AtomicU64,
     sample: Mutex<Option<(jiff::Timestamp, u64)>>,
 }
 
@@ -68,6 +70,7 @@ impl Meter {
             copied: AtomicU64::new(0),
             reused: AtomicU64::new(0),
             parts_reused: AtomicU64::new(0),
+            server_side: AtomicU64::new(0),
             sample: Mutex::new(None),
         }
     }
@@ -97,6 +100,11 @@ impl Meter {
 
     pub(super) fn file_done(&self) {
         self.add(1, 0);
+    }
+
+    /// What was listed as a file of `bytes` bytes is a link.
+    pub(super) fn less(&self, bytes: u64) {
+        self.sender.send_modify(|progress| progress.bytes_total = progress.bytes_total.saturating_sub(bytes));
     }
 
     fn add(&self, files: u64, bytes: u64) {

@@ -13,7 +13,7 @@ use super::progress::{Meter, Phase};
 use super::record::{Recorder, recorder};
 use super::{CopyContext, CopyJob, CopyReport, verify};
 use crate::TransferError;
-use crate::journal::{Journal, Stage};
+use crate::journal::{DoneFile, Journal, Stage};
 use crate::listing::{Listed, Listing, OpenMount, Rows};
 use crate::place::local::blocking;
 use crate::place::{Detail, Place};
@@ -22,7 +22,7 @@ use crate::place::{Detail, Place};
 const ROUNDS: usize = 3;
 /// Small files under way for each stream: they wait for round trips and syncs, not for bandwidth. Memory permits bound
 /// their bytes.
-const FILES_PER_STREAM: usize = 4;
+const FILES_PER_STREAM: usize = 8;
 /// Paths that an error names at most.
 pub(super) const NAMED_PATHS: usize = 100;
 
@@ -47,18 +47,21 @@ pub(super) async fn run(
     ctx: CopyContext,
     sources: Vec<OpenMount>,
     target: Arc<dyn Place>,
+    mut nothing_there: bool,
 ) -> Result<CopyReport, TransferError> {
     let meter = Arc::new(Meter::new(ctx.progress.clone(), ctx.clock.clone()));
     let round = Round { job, ctx, sources, target, meter };
     let mut changed = Vec::new();
     for _ in 0..ROUNDS {
         let listing = round.list_source().await?;
-        changed = round.copy(&listing).await?;
+        changed = round.copy(&listing, std::mem::take(&mut nothing_there)).await?;
         if changed.is_empty() {
-            changed = round.changed_since(&listing).await?;
-        }
-        if changed.is_empty() {
-            return round.finish(&listing).await;
+            let detail = round.target.verify_detail();
+            let (since, at_target) = tokio::try_join!(round.changed_since(&listing), round.list_target(detail))?;
+            changed = since;
+            if changed.is_empty() {
+                return round.finish(&listing, &at_target).await;
+            }
         }
         tracing::info!(job = %round.job.id, paths = changed.len(), "source changed during the copy");
     }
@@ -81,10 +84,12 @@ impl Round {
 
     async fn list_source(&self) -> Result<Listing, TransferError> {
         self.meter.phase(Phase::Listing);
-        let listing = Listing::of(&self.file("source"), &self.sources, Detail::Full).await?;
+        let full = self.sources.iter().all(|mount| mount.place.source_detail() == Detail::Full);
+        let detail = if full { Detail::Full } else { Detail::Tags };
+        let listing = Listing::of(&self.file("source"), &self.sources, detail).await?;
         if let Some(root) = self.job.source_root {
             let (listing, blocks) = (listing.clone(), self.ctx.blocks.clone());
-            blocking(move || verify::source_has_manifest(&listing, root, &blocks)).await?;
+            blocking(move || verify::source_has_manifest(&listing, detail, root, &blocks)).await?;
         }
         Ok(listing)
     }
@@ -106,9 +111,14 @@ impl Round {
     }
 
     /// Copies what is not done; returns the files that were another version when they were read.
-    async fn copy(&self, listing: &Listing) -> Result<Vec<RelativePath>, TransferError> {
+    async fn copy(&self, listing: &Listing, nothing_there: bool) -> Result<Vec<RelativePath>, TransferError> {
         self.meter.start(listing.sums()?);
-        let at_target = self.list_target(Detail::Tags).await?;
+        let at_target = if nothing_there {
+            let file = self.file("target");
+            blocking(move || Listing::create(&file)).await?
+        } else {
+            self.list_target(Detail::Tags).await?
+        };
         self.clean(listing, &at_target).await?;
         let (recorder, record) = recorder(self.job.id.clone(), self.ctx.journal.clone(), self.target.clone());
         let copy = self.copy_all(listing, at_target, recorder);
@@ -177,6 +187,8 @@ impl Round {
             recorder,
             meter: self.meter.clone(),
             part_size: self.job.part_size,
+            verify: self.job.verify,
+            known: self.job.source_root.map(|root| (root, self.ctx.blocks.clone())),
             streams: Arc::new(Semaphore::new(self.job.streams)),
             memory: Arc::new(Semaphore::new(units as usize)),
             memory_units: units,
@@ -193,13 +205,13 @@ impl Round {
                 match work {
                     Work::Directory { path, empty } => self.target.make_directory(&path, empty).await?,
                     Work::Reuse { files, bytes } => self.meter.reused(files, bytes),
-                    Work::Copy(row) => {
+                    Work::Copy(row, earlier) => {
                         while set.len() >= self.job.streams * FILES_PER_STREAM {
                             if let Some(joined) = set.join_next().await {
                                 settle(joined)?;
                             }
                         }
-                        set.spawn(copy_entry(shared.clone(), row));
+                        set.spawn(copy_entry(shared.clone(), *row, earlier));
                     }
                 }
             }
@@ -237,11 +249,16 @@ impl Round {
                 if row.entry == Entry::Directory {
                     let empty = !listing.holds_something(&row.path)?;
                     work.push(Work::Directory { path: row.path, empty });
-                } else if shared.is_done(&row)? {
-                    let totals = row.entry.totals();
-                    work.push(Work::Reuse { files: totals.files, bytes: totals.bytes });
                 } else {
-                    work.push(Work::Copy(row));
+                    let earlier = shared.earlier(&row)?;
+                    let full = shared.sources[row.mount].place.source_detail() == Detail::Full;
+                    match earlier.filter(|done| !full || verify::without_digest(&done.entry) == row.entry) {
+                        Some(_) if full => {
+                            let totals = row.entry.totals();
+                            work.push(Work::Reuse { files: totals.files, bytes: totals.bytes });
+                        }
+                        earlier => work.push(Work::Copy(Box::new(row), earlier.map(Box::new))),
+                    }
                 }
             }
             Ok((work, next))
@@ -250,14 +267,15 @@ impl Round {
     }
 
     /// Verifies the whole target and makes it visible.
-    async fn finish(&self, listing: &Listing) -> Result<CopyReport, TransferError> {
+    async fn finish(&self, listing: &Listing, at_target: &Listing) -> Result<CopyReport, TransferError> {
         self.meter.phase(Phase::Verifying);
-        let (root, totals) = self.verify(listing).await?;
+        let (root, totals) = self.verify(listing, at_target).await?;
         self.meter.phase(Phase::Finishing);
         let report = CopyReport {
             root,
             totals,
             bytes_copied: self.meter.copied.load(Ordering::Relaxed),
+            bytes_server_side: self.meter.server_side.load(Ordering::Relaxed),
             bytes_reused: self.meter.reused.load(Ordering::Relaxed),
             parts_reused: self.meter.parts_reused.load(Ordering::Relaxed),
         };
@@ -274,33 +292,42 @@ impl Round {
         Ok(report)
     }
 
-    async fn verify(&self, listing: &Listing) -> Result<(Root, fluvial_model::manifest::Totals), TransferError> {
-        let detail = self.target.verify_detail();
-        let at_target = self.list_target(detail).await?;
+    async fn verify(
+        &self,
+        listing: &Listing,
+        at_target: &Listing,
+    ) -> Result<(Root, fluvial_model::manifest::Totals), TransferError> {
         let check = verify::Check {
             job: self.job.id.clone(),
             journal: self.ctx.journal.clone(),
             blocks: self.ctx.blocks.clone(),
             place: self.target.name().to_owned(),
-            detail,
+            detail: self.target.verify_detail(),
         };
-        let (listing, root) = (listing.clone(), self.job.source_root);
+        let (listing, at_target, root) = (listing.clone(), at_target.clone(), self.job.source_root);
         blocking(move || check.run(&listing, &at_target, root)).await
     }
 }
 
 enum Work {
-    Directory { path: RelativePath, empty: bool },
-    Reuse { files: u64, bytes: u64 },
-    Copy(Listed),
+    Directory {
+        path: RelativePath,
+        empty: bool,
+    },
+    Reuse {
+        files: u64,
+        bytes: u64,
+    },
+    /// With what an earlier run recorded, where only a look at the source tells whether it is still that.
+    Copy(Box<Listed>, Option<Box<DoneFile>>),
 }
 
 impl Shared {
-    /// Whether an earlier run copied this very version and it is still at the target.
-    fn is_done(&self, row: &Listed) -> Result<bool, TransferError> {
-        let Some(done) = self.journal.done_file(&self.job, &row.path)? else { return Ok(false) };
+    /// What an earlier run recorded of this very version, if it is still at the target.
+    fn earlier(&self, row: &Listed) -> Result<Option<DoneFile>, TransferError> {
+        let Some(done) = self.journal.done_file(&self.job, &row.path)? else { return Ok(None) };
         let there = self.at_target.as_ref().map(|listing| listing.get(&row.path)).transpose()?.flatten();
         let still_there = there.is_some_and(|there| there.tag == done.target_tag);
-        Ok(done.source_tag == row.tag && verify::without_digest(&done.entry) == row.entry && still_there)
+        Ok((done.source_tag == row.tag && still_there).then_some(done))
     }
 }

@@ -18,17 +18,36 @@ pub(super) fn without_digest(entry: &Entry) -> Entry {
     }
 }
 
-/// Checks that a listing is that of a manifest, digests aside: those are compared once they have been read.
-pub(super) fn source_has_manifest(listing: &Listing, root: Root, blocks: &BlockStore) -> Result<(), TransferError> {
+/// An entry as far as a listing of this detail tells it.
+fn as_listed(entry: &Entry, detail: Detail) -> Entry {
+    let size = match entry {
+        Entry::File(file) => file.size,
+        Entry::Symlink { target } => target.len() as u64,
+        Entry::Directory => return Entry::Directory,
+    };
+    match detail {
+        Detail::Full => without_digest(entry),
+        Detail::Tags => Entry::File(File { size, mtime_ns: 0, mode: 0, digest: None }),
+    }
+}
+
+/// Checks that a listing is that of a manifest, digests aside, and with [`Detail::Tags`] times, modes and kinds too: those
+/// are compared once they have been read.
+pub(super) fn source_has_manifest(
+    listing: &Listing,
+    detail: Detail,
+    root: Root,
+    blocks: &BlockStore,
+) -> Result<(), TransferError> {
     let manifest = |source| TransferError::Manifest { op: "compare source", source };
     let mut expected = TreeBuilder::new(|_, bytes: Vec<u8>| blocks.put(&bytes).map(drop));
     for entry in walk(root, blocks.getter()) {
         let (path, entry) = entry.map_err(manifest)?;
-        let pushed = expected.push(&path, without_digest(&entry));
+        let pushed = expected.push(&path, as_listed(&entry, detail));
         pushed.map_err(|error| TransferError::Build { why: error.to_string() })?;
     }
     let expected = expected.finish().map_err(|error| TransferError::Build { why: error.to_string() })?.root;
-    let found = listing.build_undigested(blocks)?.root;
+    let found = listing.build(blocks, |row| Ok(as_listed(&row.entry, detail)))?.root;
     let differences = Differences::between(expected, found, blocks)?;
     let mut paths = differences.missing;
     paths.extend(differences.extra);

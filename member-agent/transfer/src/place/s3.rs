@@ -4,21 +4,28 @@
 //! empty directory is a zero-byte object `dir/`; a link is a small object that holds its target and is marked in its
 //! metadata. An object appears when it is complete. Objects of other tools are files of mode 644 and their upload time.
 //!
+//! Uploads carry a checksum (`checksum.rs`, `docs/decisions/0009`). Whether a store compares it is found out, not assumed.
+//!
 //! Why not the store library that other schemes will use: `docs/decisions/0004-resumable-multipart.md`.
 
+mod checksum;
 mod client;
+mod copy;
 mod keys;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use fluvial_model::manifest::{Entry, File, RelativePath};
 use futures::{StreamExt, TryStreamExt, stream};
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 
-use self::client::{Client, Reply};
-use super::{Detail, Found, PartLimits, Place, Tag, TargetState, check_link};
+use self::checksum::{Receipts, Sum};
+use self::client::{Client, Header, Reply};
+use super::local::blocking;
+use super::{Detail, Found, PartLimits, Place, Tag, TargetState, Written, check_link};
 use crate::TransferError;
 use crate::location::{Access, Location};
 
@@ -26,8 +33,12 @@ use crate::location::{Access, Location};
 const HEADS_AT_ONCE: usize = 32;
 /// Objects that are removed together.
 const DELETES_AT_ONCE: usize = 32;
+/// The most bytes that are taken of a version of another size than was asked for.
+const MOST_OTHER_VERSION: u64 = 16 << 20;
 /// Permission bits of an object that no one gave any.
 const DEFAULT_MODE: u32 = 0o644;
+/// Data shorter than this are summed where they are: a millisecond at most, at some 10 GB/s.
+const SUM_INLINE: usize = 8 << 20;
 /// The longest link that is read.
 const LINK_LIMIT: u64 = 4096;
 /// Metadata: decimal seconds since the epoch.
@@ -43,6 +54,12 @@ pub struct S3Place {
     name: String,
     /// Empty, or with a `/` at its end.
     prefix: String,
+    /// The store does not take requests that carry checksums.
+    without_sums: AtomicBool,
+    /// The store does not copy between its own places.
+    without_copies: AtomicBool,
+    /// Whether the store refuses what does not have its checksum; looked at once, when one is confirmed first.
+    compares: OnceCell<bool>,
 }
 
 impl S3Place {
@@ -63,7 +80,14 @@ impl S3Place {
         let name = location.shown();
         let client = Client::new(location, bucket, name.clone())?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { client, name, prefix })
+        Ok(Self {
+            client,
+            name,
+            prefix,
+            without_sums: AtomicBool::new(false),
+            without_copies: AtomicBool::new(false),
+            compares: OnceCell::new(),
+        })
     }
 
     fn key(&self, path: &RelativePath) -> String {
@@ -74,6 +98,43 @@ impl S3Place {
         TransferError::BadEntry { place: self.name.clone(), name: name.escape_debug().to_string(), why: why.into() }
     }
 
+    /// A key beside the tree, so that no listing of it ever shows what is tried there.
+    fn probe_key(&self) -> String {
+        format!("{}.fluvial-probe-{:016x}", self.prefix.trim_end_matches('/'), rand::random::<u64>())
+    }
+
+    /// Does a request with the headers of its checksum; without them, from then on, where the store does not know them.
+    async fn summed<T, F>(&self, sums: Vec<Header>, request: impl Fn(Vec<Header>) -> F) -> Result<T, TransferError>
+    where
+        F: Future<Output = Result<T, TransferError>>,
+    {
+        if self.without_sums.load(Ordering::Relaxed) {
+            return request(Vec::new()).await;
+        }
+        match request(sums).await {
+            Err(refused @ TransferError::Server { status: 400 | 501, .. }) => {
+                // The request itself may be wrong: only one that goes through without shows that the checksum was it.
+                let done = request(Vec::new()).await.map_err(|_| refused)?;
+                self.without_sums.store(true, Ordering::Relaxed);
+                tracing::info!(place = self.name, "the store takes no checksums: what is written is read back");
+                Ok(done)
+            }
+            done => done,
+        }
+    }
+
+    /// Whether the store keeps what was sent: it confirmed the sum, and refuses what has another one.
+    async fn confirmed(&self, path: &RelativePath, sent: Sum, said: Option<Sum>) -> Result<bool, TransferError> {
+        let Some(said) = said else { return Ok(false) };
+        if said != sent {
+            return Err(TransferError::DigestMismatch { place: self.name.clone(), path: path.to_string() });
+        }
+        self.compares
+            .get_or_try_init(|| async { self.client.refuses_wrong_sums(&self.probe_key()).await })
+            .await
+            .copied()
+    }
+
     /// What an object is, from its metadata; `listed` is the tag that it was listed with, if it was listed with one.
     async fn look(&self, path: RelativePath, size: u64, listed: Option<Tag>) -> Result<Found, TransferError> {
         let key = self.key(&path);
@@ -82,17 +143,22 @@ impl S3Place {
         if listed.is_some_and(|listed| listed != tag) {
             return Err(TransferError::Changed { place: self.name.clone(), path: path.to_string() });
         }
-        if head.header(KIND) == Some("symlink") {
+        if is_link(&head) {
             if size > LINK_LIMIT {
                 return Err(self.bad_entry(path.as_str(), "it is marked as a link but too long to be one"));
             }
             let body = self.client.get(&key, path.as_str(), &head.etag(), 0, size).await?;
-            let target = std::str::from_utf8(&body)
-                .map_err(|_| self.bad_entry(path.as_str(), "the target of the link is not UTF-8"))?;
-            check_link(&path, target).map_err(|why| self.bad_entry(path.as_str(), why))?;
-            return Ok(Found { path, entry: Entry::Symlink { target: target.to_owned() }, tag });
+            return Ok(Found { entry: self.link(&path, &body)?, path, tag });
         }
         Ok(Found { entry: Entry::File(file_of(&head, size)), path, tag })
+    }
+
+    /// The link that an object holds.
+    fn link(&self, path: &RelativePath, body: &[u8]) -> Result<Entry, TransferError> {
+        let target = std::str::from_utf8(body)
+            .map_err(|_| self.bad_entry(path.as_str(), "the target of the link is not UTF-8"))?;
+        check_link(path, target).map_err(|why| self.bad_entry(path.as_str(), why))?;
+        Ok(Entry::Symlink { target: target.to_owned() })
     }
 
     /// Removes every object below the prefix.
@@ -125,6 +191,24 @@ fn etag_of(tag: &Tag) -> String {
     format!("\"{}\"", tag.0.rsplit_once('-').map_or(tag.0.as_str(), |(etag, _)| etag))
 }
 
+fn is_link(head: &Reply) -> bool {
+    head.header(KIND) == Some("symlink")
+}
+
+/// The checksum that the store confirmed.
+fn sum_of(reply: &Reply) -> Option<Sum> {
+    reply.header(checksum::HEADER).and_then(Sum::parse)
+}
+
+/// The checksum of data, off the threads of the runtime where it would take long.
+async fn sum_of_data(data: &Bytes) -> Result<Sum, TransferError> {
+    if data.len() < SUM_INLINE {
+        return Ok(Sum::of(data));
+    }
+    let data = data.clone();
+    blocking(move || Ok(Sum::of(&data))).await
+}
+
 fn file_of(head: &Reply, size: u64) -> File {
     let mode = head.header(MODE).and_then(|mode| u32::from_str_radix(mode, 8).ok()).filter(|mode| *mode <= 0o7777);
     let mtime_ns = head.header(MTIME).and_then(parse_seconds).or_else(|| head.modified_ns()).unwrap_or(0);
@@ -150,7 +234,7 @@ fn show_seconds(mtime_ns: i64) -> String {
     format!("{sign}{}.{:09}", distance / 1_000_000_000, distance % 1_000_000_000)
 }
 
-fn metadata(file: &File) -> Vec<(&'static str, String)> {
+fn metadata(file: &File) -> Vec<Header> {
     vec![(MODE, format!("{:o}", file.mode)), (MTIME, show_seconds(file.mtime_ns))]
 }
 
@@ -168,8 +252,7 @@ impl Place for S3Place {
             }
             Access::Read => Ok(()),
             Access::Write => {
-                // Beside the tree, so that no listing of it ever shows the probe.
-                let key = format!("{}.fluvial-probe-{:016x}", self.prefix.trim_end_matches('/'), rand::random::<u64>());
+                let key = self.probe_key();
                 self.client.put(&key, "", &[], Bytes::from_static(b"1")).await?;
                 self.client.delete(&key, "").await
             }
@@ -235,20 +318,38 @@ impl Place for S3Place {
         let head = self.client.head(&self.key(path), path.as_str()).await?;
         let size = head.header("content-length").and_then(|size| size.parse().ok());
         let size = size.ok_or_else(|| self.bad_entry(path.as_str(), "the server does not tell its size"))?;
-        if head.header(KIND) == Some("symlink") {
+        if is_link(&head) {
             return self.look(path.clone(), size, None).await;
         }
         Ok(Found { entry: Entry::File(file_of(&head, size)), path: path.clone(), tag: tag_of(&head, size) })
     }
 
     async fn fetch(&self, path: &RelativePath, size: u64) -> Result<(Found, Bytes), TransferError> {
-        let (reply, body) = self.client.get_whole(&self.key(path), path.as_str(), size).await?;
-        if reply.header(KIND) == Some("symlink") {
+        // Another version may have other sizes: the caller sees which one it got.
+        let most = size.max(MOST_OTHER_VERSION);
+        let (reply, body) = self.client.get_whole(&self.key(path), path.as_str(), None, most).await?;
+        if is_link(&reply) {
             return Ok((self.stat(path).await?, body));
         }
         let size = body.len() as u64;
         let entry = Entry::File(file_of(&reply, size));
         Ok((Found { entry, path: path.clone(), tag: tag_of(&reply, size) }, body))
+    }
+
+    /// Mode, time and kind come with the contents.
+    fn source_detail(&self) -> Detail {
+        Detail::Tags
+    }
+
+    async fn read_listed(&self, path: &RelativePath, tag: &Tag, size: u64) -> Result<(Entry, Bytes), TransferError> {
+        let changed = || TransferError::Changed { place: self.name.clone(), path: path.to_string() };
+        let etag = etag_of(tag);
+        let (reply, body) = self.client.get_whole(&self.key(path), path.as_str(), Some(&etag), size).await?;
+        if tag_of(&reply, body.len() as u64) != *tag {
+            return Err(changed());
+        }
+        let entry = if is_link(&reply) { self.link(path, &body)? } else { Entry::File(file_of(&reply, size)) };
+        Ok((entry, body))
     }
 
     async fn read(
@@ -275,13 +376,46 @@ impl Place for S3Place {
     }
 
     async fn put(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Tag, TransferError> {
-        let size = data.len() as u64;
-        let reply = self.client.put(&self.key(path), path.as_str(), &metadata(file), data).await?;
-        Ok(tag_of(&reply, size))
+        Ok(self.put_checked(path, file, data).await?.tag)
+    }
+
+    async fn put_checked(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Written, TransferError> {
+        let (key, sum, size) = (self.key(path), sum_of_data(&data).await?, data.len() as u64);
+        let reply = self
+            .summed(vec![(checksum::HEADER, sum.to_string())], |sums| {
+                let (key, headers, data) = (&key, [metadata(file), sums].concat(), data.clone());
+                async move { self.client.put(key, path.as_str(), &headers, data).await }
+            })
+            .await?;
+        let checked = self.confirmed(path, sum, sum_of(&reply)).await?;
+        Ok(Written { tag: tag_of(&reply, size), checked })
+    }
+
+    fn as_s3(&self) -> Option<&S3Place> {
+        Some(self)
+    }
+
+    async fn copy_inside(
+        &self,
+        path: &RelativePath,
+        file: &File,
+        from: &dyn Place,
+        below: &RelativePath,
+        tag: &Tag,
+    ) -> Result<Option<Written>, TransferError> {
+        match from.as_s3() {
+            Some(from) => self.copy_between(path, file, from, below, tag).await,
+            None => Ok(None),
+        }
     }
 
     async fn begin(&self, path: &RelativePath, file: &File) -> Result<String, TransferError> {
-        self.client.begin(&self.key(path), path.as_str(), &metadata(file)).await
+        let key = self.key(path);
+        self.summed(checksum::upload_headers(), |sums| {
+            let (key, headers) = (&key, [metadata(file), sums].concat());
+            async move { self.client.begin(key, path.as_str(), &headers).await }
+        })
+        .await
     }
 
     async fn can_continue(&self, path: &RelativePath, upload: &str) -> Result<bool, TransferError> {
@@ -300,7 +434,16 @@ impl Place for S3Place {
         _offset: u64,
         data: Bytes,
     ) -> Result<String, TransferError> {
-        self.client.put_part(&self.key(path), path.as_str(), upload, number, data).await
+        let (key, sum, length) = (self.key(path), sum_of_data(&data).await?, data.len() as u64);
+        let reply = self
+            .summed(vec![(checksum::HEADER, sum.to_string())], |sums| {
+                let (key, data) = (&key, data.clone());
+                async move { self.client.put_part(key, path.as_str(), upload, number, &sums, data).await }
+            })
+            .await?;
+        let confirmed = self.confirmed(path, sum, sum_of(&reply)).await?;
+        let sent = !self.without_sums.load(Ordering::Relaxed);
+        Ok(checksum::receipt(&reply.etag(), sent.then_some((sum, length)), confirmed))
     }
 
     async fn complete(
@@ -310,8 +453,23 @@ impl Place for S3Place {
         file: &File,
         receipts: &[String],
     ) -> Result<Tag, TransferError> {
-        let etag = self.client.complete(&self.key(path), path.as_str(), upload, receipts).await?;
-        Ok(tag(&etag, file.size))
+        Ok(self.complete_checked(path, upload, file, receipts).await?.tag)
+    }
+
+    async fn complete_checked(
+        &self,
+        path: &RelativePath,
+        upload: &str,
+        file: &File,
+        receipts: &[String],
+    ) -> Result<Written, TransferError> {
+        let Receipts { parts, whole, confirmed } = checksum::from_receipts(receipts, file.size);
+        let (etag, said) = self.client.complete(&self.key(path), path.as_str(), upload, &parts, whole).await?;
+        let checked = match whole {
+            Some(whole) => self.confirmed(path, whole, said).await? && confirmed,
+            None => false,
+        };
+        Ok(Written { tag: tag(&etag, file.size), checked })
     }
 
     async fn abort(&self, path: &RelativePath, upload: &str) -> Result<(), TransferError> {

@@ -1,6 +1,8 @@
 //! What the tests of this crate stand on: a real MinIO, trees of every kind of entry, and their comparison.
 #![allow(clippy::unwrap_used, clippy::panic, dead_code)]
 
+pub mod proxy;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -24,19 +26,20 @@ pub struct Minio {
     pub data: tempfile::TempDir,
 }
 
-fn binary() -> PathBuf {
+/// A program of the test bed, installed if it is missing.
+pub fn bed(name: &str) -> PathBuf {
     let bed = std::env::var_os("FLUVIAL_BED")
         .map(PathBuf::from)
         .unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/fluvial/bed"));
-    let binary = bed.join("bin/minio");
+    let binary = bed.join("bin").join(name);
     if !binary.exists() {
         assert!(
             std::env::var("CI").as_deref() != Ok("true"),
-            "{} is missing; run `tests/bed/install minio`",
+            "{} is missing; run `tests/bed/install {name}`",
             binary.display()
         );
         let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/bed/install");
-        assert!(Command::new(install).arg("minio").status().unwrap().success());
+        assert!(Command::new(install).arg(name).status().unwrap().success());
     }
     binary
 }
@@ -46,7 +49,7 @@ impl Minio {
         let data = tempfile::tempdir().unwrap();
         fs::create_dir(data.path().join(BUCKET)).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new(binary())
+        let child = Command::new(bed("minio"))
             .args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}")])
             .arg(data.path())
             .env("MINIO_ROOT_USER", "tester")
@@ -78,8 +81,13 @@ impl Minio {
     }
 
     pub fn location(&self, prefix: &str) -> Location {
+        self.location_at(self.port, prefix)
+    }
+
+    /// The same store at another port, where a proxy is.
+    pub fn location_at(&self, port: u16, prefix: &str) -> Location {
         let mut location = Location::new(format!("s3://{BUCKET}/{prefix}"));
-        location.options.insert("endpoint".into(), format!("http://127.0.0.1:{}", self.port));
+        location.options.insert("endpoint".into(), format!("http://127.0.0.1:{port}"));
         location.options.insert("region".into(), "us-east-1".into());
         location.secrets.insert("access_key_id".into(), "tester".into());
         location.secrets.insert("secret_access_key".into(), "tester-secret".into());

@@ -19,6 +19,7 @@ mod load;
 mod measured;
 mod mount;
 mod mounted;
+mod movers;
 mod outage;
 mod programs;
 mod rclone;

@@ -1,7 +1,8 @@
-//! The area `transfer`: whole trees from a path to S3, from S3 to a path and from S3 to S3, against rclone.
+//! The area `transfer`: whole trees from a path to S3, from S3 to a path and from S3 to S3, against the
+//! fastest of rclone, s5cmd and juicefs sync.
 //!
-//! Ours is the agent's copy with everything that belongs to it: every byte is read back from the target and its BLAKE3
-//! digest compared, the manifest's root must equal the source's, and progress is durable.
+//! Ours is the agent's copy with everything that belongs to it: every byte has a BLAKE3 digest, the store compares
+//! checksums or is read back, the manifest's root must equal the source's, and progress is durable.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,13 +15,14 @@ use tokio::process::Command;
 
 use crate::figures::{Case, Report, Unit};
 use crate::measured::{self, Usage};
-use crate::rclone::{Rclone, Setting};
+use crate::movers::{End, Mover, Movers};
+use crate::rclone::Setting;
 use crate::{Size, copy_once, programs};
 
 const AREA: &str = "transfer";
 const BUCKET: &str = "bench";
 const MIB: f64 = (1 << 20) as f64;
-const OURS_VERIFIES: &str = "ours reads every byte back from the target and compares BLAKE3 digests";
+const OURS_VERIFIES: &str = "ours has S3 compare a CRC-64/NVME of what it sends, and reads paths back with BLAKE3";
 
 /// Files of one kind.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +96,7 @@ struct Rounds {
 /// Servers, trees and programs.
 struct Bench {
     minio: Minio,
-    rclone: Rclone,
+    movers: Movers,
     this: PathBuf,
     folder: TempDir,
     /// Numbers targets, so that each copy has one of its own.
@@ -108,16 +110,16 @@ pub(crate) async fn run(size: Size, report: &mut Report) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("bench-transfer-").tempdir()?;
     let minio = Minio::start();
     minio.create_bucket(BUCKET);
-    let rclone = Rclone::new(&minio, folder.path())?;
+    let movers = Movers::new(&minio, BUCKET, folder.path())?;
     let this = std::env::current_exe().context("finding this program")?;
-    let mut bench = Bench { minio, rclone, this, folder, copies: 0 };
+    let mut bench = Bench { minio, movers, this, folder, copies: 0 };
 
     let mut peaks = Rounds::default();
     for shape in plan.shapes {
         let tree = bench.make(shape).await?;
         for route in Route::ALL {
-            let (rounds, setting) = bench.measure(&tree, route, plan.rounds).await?;
-            add_lines(report, &tree, route, &rounds, setting)?;
+            let (rounds, mover) = bench.measure(&tree, route, plan.rounds).await?;
+            add_lines(report, &tree, route, &rounds, mover)?;
             peaks.ours.extend(rounds.ours);
             peaks.peer.extend(rounds.peer);
         }
@@ -129,13 +131,13 @@ pub(crate) async fn run(size: Size, report: &mut Report) -> Result<()> {
         unit: Unit::Mib,
         ours: &highest(&peaks.ours),
         peer: &highest(&peaks.peer),
-        peer_name: "rclone",
+        peer_name: "the peer of each case",
         bar: None,
         note: "highest resident memory of the copying process over all runs of this area".into(),
     })
 }
 
-fn add_lines(report: &mut Report, tree: &Tree, route: Route, rounds: &Rounds, setting: Setting) -> Result<()> {
+fn add_lines(report: &mut Report, tree: &Tree, route: Route, rounds: &Rounds, mover: Mover) -> Result<()> {
     let Shape { name, files, unit, .. } = tree.shape;
     let amount = if unit == Unit::FilesPerSecond { files as f64 } else { tree.bytes as f64 / MIB };
     let speed = |runs: &[Usage]| runs.iter().map(|run| amount / run.seconds).collect::<Vec<_>>();
@@ -144,9 +146,9 @@ fn add_lines(report: &mut Report, tree: &Tree, route: Route, rounds: &Rounds, se
     let mut add = |case, unit, ours: &[f64], peer: &[f64], peer_name, bar, note| {
         report.add(Case { area: AREA, case, unit, ours, peer, peer_name, bar, note })
     };
-    let note = format!("{OURS_VERIFIES}; {}", setting.note());
+    let note = format!("{OURS_VERIFIES}; {}", mover.note());
     let bar = both_ends.then_some(1.5);
-    add(route.case(name), unit, &ours, &speed(&rounds.peer), "rclone", bar, note)?;
+    add(route.case(name), unit, &ours, &speed(&rounds.peer), mover.name(), bar, note)?;
     if !both_ends {
         return Ok(());
     }
@@ -158,7 +160,7 @@ fn add_lines(report: &mut Report, tree: &Tree, route: Route, rounds: &Rounds, se
     };
     let note = "user and system time of the copying process; the server's is not counted".to_owned();
     let unit = Unit::CpuSecondsPerGib;
-    add(format!("{name}-cpu"), unit, &cpu(&rounds.ours), &cpu(&rounds.peer), "rclone", Some(1.0), note)
+    add(format!("{name}-cpu"), unit, &cpu(&rounds.ours), &cpu(&rounds.peer), mover.name(), Some(1.0), note)
 }
 
 impl Bench {
@@ -170,7 +172,10 @@ impl Bench {
         let bytes = tokio::task::spawn_blocking(move || make(&folder, files, smallest, largest)).await??;
         // By the peer, so that both read objects that the other's tool could have written.
         let setting = Setting::Checksum;
-        self.rclone.copy(setting, &self.path(name).display().to_string(), &format!("one:{BUCKET}/{name}")).await?;
+        self.movers
+            .rclone
+            .copy(setting, &self.path(name).display().to_string(), &format!("one:{BUCKET}/{name}"))
+            .await?;
         Ok(Tree { shape, bytes })
     }
 
@@ -178,32 +183,42 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    /// Ours and the peer in turns. The first round tries the peer's settings; the faster one goes on.
-    async fn measure(&mut self, tree: &Tree, route: Route, rounds: usize) -> Result<(Rounds, Setting)> {
+    /// Ours and the peer in turns. The first round tries all of them; the fastest goes on.
+    async fn measure(&mut self, tree: &Tree, route: Route, rounds: usize) -> Result<(Rounds, Mover)> {
         let name = tree.shape.name;
         let case = route.case(name);
         let mut measured = Rounds::default();
         eprintln!("{case}: round 1 of {rounds}");
         measured.ours.push(self.ours(name, route).await?);
         let mut tried = Vec::new();
-        for setting in Setting::ALL {
-            tried.push((self.theirs(name, route, setting, false).await?, setting));
+        let (from, to) = self.ends(name, "", route);
+        for mover in Mover::all(&from, &to) {
+            tried.push((self.theirs(name, route, mover, false).await?, mover));
         }
         tried.sort_by(|(one, _), (other, _)| one.seconds.total_cmp(&other.seconds));
-        let (first, setting) = tried[0];
+        let (first, mover) = tried[0];
         measured.peer.push(first);
         for round in 2..=rounds {
             eprintln!("{case}: round {round} of {rounds}");
             measured.ours.push(self.ours(name, route).await?);
-            measured.peer.push(self.theirs(name, route, setting, false).await?);
+            measured.peer.push(self.theirs(name, route, mover, false).await?);
         }
         if route == Route::S3ToS3 {
             for round in 1..=rounds {
                 eprintln!("{case}-checked: round {round} of {rounds}");
-                measured.checked.push(self.theirs(name, route, Setting::Checksum, true).await?);
+                measured.checked.push(self.theirs(name, route, Mover::Rclone(Setting::Checksum), true).await?);
             }
         }
-        Ok((measured, setting))
+        Ok((measured, mover))
+    }
+
+    fn ends(&self, tree: &str, target: &str, route: Route) -> (End, End) {
+        let (local, remote) = (|name: &str| End::Folder(self.path(name)), |name: &str| End::Prefix(name.to_owned()));
+        match route {
+            Route::PathToS3 => (local(tree), remote(target)),
+            Route::S3ToPath => (remote(tree), local(target)),
+            Route::S3ToS3 => (remote(tree), remote(target)),
+        }
     }
 
     fn next_target(&mut self) -> String {
@@ -232,18 +247,13 @@ impl Bench {
         Ok(usage)
     }
 
-    async fn theirs(&mut self, tree: &str, route: Route, setting: Setting, check: bool) -> Result<Usage> {
+    async fn theirs(&mut self, tree: &str, route: Route, mover: Mover, check: bool) -> Result<Usage> {
         let target = self.next_target();
-        let local = |name: &str| self.path(name).display().to_string();
-        let remote = |remote: &str, name: &str| format!("{remote}:{BUCKET}/{name}");
-        let (from, to) = match route {
-            Route::PathToS3 => (local(tree), remote("two", &target)),
-            Route::S3ToPath => (remote("one", tree), local(&target)),
-            Route::S3ToS3 => (remote("one", tree), remote("two", &target)),
-        };
-        let mut usage = self.rclone.copy(setting, &from, &to).await?;
+        let (from, to) = self.ends(tree, &target, route);
+        let mut usage = self.movers.copy(mover, &from, &to).await?;
         if check {
-            usage = usage.and_then(self.rclone.check(&from, &to).await?);
+            let (from, to) = (self.movers.remote("one", &from), self.movers.remote("two", &to));
+            usage = usage.and_then(self.movers.rclone.check(&from, &to).await?);
         }
         self.clean(&target, route).await?;
         Ok(usage)

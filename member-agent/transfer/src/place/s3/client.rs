@@ -1,30 +1,23 @@
-//! The requests of S3 that a tree needs: signed, with deadlines, retried with jittered backoff, errors typed.
+//! The requests of S3 that a tree needs: signed, with deadlines, tried again where that may help, errors typed.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::redirect::Policy;
 use reqwest::{Method, StatusCode, header};
 use rusty_s3::actions::list_objects_v2::ListObjectsV2Response;
 use rusty_s3::actions::{CompleteMultipartUploadResponse, CreateMultipartUpload, ListObjectsV2, S3Action};
 use rusty_s3::{Bucket, Credentials, UrlStyle};
-use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::SIGNATURE_LIFE;
+use super::checksum::{self, Sum};
 use crate::TransferError;
 use crate::location::Location;
+use crate::place::http::{REQUEST_LIMIT, body_limit, client, innermost, retried};
 
-/// Tries of one request. With the pauses below that is about 20 s of trouble that a copy does not notice.
-const TRIES: u32 = 6;
-/// The pause after the first failure; doubled after each, up to [`LONGEST_PAUSE`], halved to doubled at random.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long connecting may take.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long one request may take: the base, and what its body needs at 1 MiB/s.
-const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// How long completing an object may take: servers join parts for minutes.
 const COMPLETE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -38,7 +31,23 @@ pub(super) struct Client {
 }
 
 /// Room that is made for a body before it comes: a server may announce anything.
-const MOST_RESERVED: usize = 64 << 20;
+const MOST_RESERVED: u64 = 64 << 20;
+/// The longest XML: a page of 1,000 keys of 1,024 bytes, each byte escaped, takes about 4 MiB.
+const MOST_XML: u64 = 16 << 20;
+
+/// What is not escaped in the name of an object that is copied.
+const COPY_SOURCE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// A header of a request.
+pub(super) type Header = (&'static str, String);
+
+/// A part that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) etag: String,
+    /// The checksum that the store answered with.
+    pub(super) sum: Option<Sum>,
+}
 
 /// An answer that was a success.
 pub(super) struct Reply {
@@ -71,15 +80,31 @@ struct Request<'a> {
     headers: Vec<(&'static str, String)>,
     body: Bytes,
     limit: Duration,
+    /// The most bytes that the answer may have: what a server sends must not decide over our memory.
+    most: u64,
+}
+
+impl<'a> Request<'a> {
+    fn new(op: &'static str, path: &'a str, method: Method) -> Self {
+        let (headers, body) = (Vec::new(), Bytes::new());
+        Self { op, path, method, headers, body, limit: REQUEST_LIMIT, most: MOST_XML }
+    }
+
+    /// With something that is sent, and headers that are signed with it.
+    fn sending(self, headers: &[Header], body: Bytes) -> Self {
+        Self { headers: headers.to_vec(), limit: body_limit(body.len() as u64), body, ..self }
+    }
+
+    /// For an answer of so many bytes.
+    fn expecting(self, bytes: u64) -> Self {
+        Self { limit: body_limit(bytes), most: bytes, ..self }
+    }
 }
 
 impl Client {
     pub(super) fn new(location: &Location, bucket: &str, place: String) -> Result<Self, TransferError> {
         let bad = |why: String| TransferError::BadLocation { uri: location.shown(), why };
-        let option = |key: &str| -> Option<Cow<'_, str>> {
-            let secret = location.secrets.get(key).map(SecretString::expose_secret);
-            secret.or_else(|| location.options.get(key).map(String::as_str)).map(Cow::Borrowed)
-        };
+        let option = |key: &str| location.option(key).map(Cow::Borrowed);
         let region = option("region").unwrap_or(Cow::Borrowed("us-east-1")).into_owned();
         let given = option("endpoint");
         let endpoint = match &given {
@@ -106,14 +131,7 @@ impl Client {
             None => format!("{}://{host}", url.scheme()),
         });
         let bucket = Bucket::new(url, style, bucket.to_owned(), region).map_err(|error| bad(error.to_string()))?;
-        // The first provider that is installed stays; every crate of the workspace installs this one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_LIMIT)
-            .pool_idle_timeout(Duration::from_secs(20))
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| bad(format!("the HTTP client cannot be built: {error}")))?;
+        let http = client(Policy::none()).map_err(bad)?;
         Ok(Self { http, bucket, credentials, endpoint: shown, place })
     }
 
@@ -123,21 +141,7 @@ impl Client {
 
     /// Sends a request until it succeeds, fails for good, or has been tried often enough.
     async fn send(&self, request: Request<'_>, sign: impl Fn() -> Url) -> Result<Reply, TransferError> {
-        let mut pause = FIRST_PAUSE;
-        let mut tried = 1;
-        loop {
-            let error = match self.send_once(&request, sign()).await {
-                Ok(reply) => return Ok(reply),
-                Err(error) => error,
-            };
-            if !error.is_transient() || matches!(error, TransferError::Changed { .. }) || tried == TRIES {
-                return Err(error);
-            }
-            tracing::debug!(error = &error as &dyn std::error::Error, tried, "request failed, trying again");
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-            tried += 1;
-        }
+        retried(|| self.send_once(&request, sign())).await
     }
 
     async fn send_once(&self, request: &Request<'_>, url: Url) -> Result<Reply, TransferError> {
@@ -157,10 +161,14 @@ impl Client {
         let response = builder.send().await.map_err(broken)?;
         let (status, headers) = (response.status(), response.headers().clone());
         // Into one buffer as it comes: gathered first, it would be in memory twice.
-        let expected = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+        let most = if status.is_success() { request.most } else { MOST_XML };
+        let expected = response.content_length().unwrap_or(0).min(MOST_RESERVED).min(most);
         let mut response = response;
-        let mut body = BytesMut::with_capacity(expected.min(MOST_RESERVED));
+        let mut body = BytesMut::with_capacity(usize::try_from(expected).unwrap_or(0));
         while let Some(frame) = response.chunk().await.map_err(broken)? {
+            if body.len() as u64 + frame.len() as u64 > most {
+                return Err(self.malformed(request.op, request.path, "too many bytes"));
+            }
             body.extend_from_slice(&frame);
         }
         let body = body.freeze();
@@ -189,6 +197,9 @@ impl Client {
             (_, "XMinioReadQuorum" | "XMinioWriteQuorum") if status.is_server_error() => {
                 TransferError::Server { op, place, path, status: status.as_u16(), code }
             }
+            (400, code) if checksum::is_mismatch(code) => {
+                TransferError::Damaged { op, place, path, code: code.to_owned() }
+            }
             (403, _) => TransferError::Denied { op, place, path },
             (404, _) => TransferError::NotFound { op, place, path },
             (405, _) => TransferError::ReadOnly { op, place, path },
@@ -215,16 +226,8 @@ impl Client {
         token: Option<String>,
         limit: Option<usize>,
     ) -> Result<ListObjectsV2Response, TransferError> {
-        let request = Request {
-            op: "list",
-            path: "",
-            method: Method::GET,
-            headers: Vec::new(),
-            body: Bytes::new(),
-            limit: REQUEST_LIMIT,
-        };
         let reply = self
-            .send(request, || {
+            .send(Request::new("list", "", Method::GET), || {
                 let mut action = self.bucket.list_objects_v2(self.credentials());
                 action.with_prefix(prefix);
                 if let Some(token) = &token {
@@ -242,24 +245,77 @@ impl Client {
     }
 
     pub(super) async fn head(&self, key: &str, path: &str) -> Result<Reply, TransferError> {
-        let request = Request {
-            op: "look at",
-            path,
-            method: Method::HEAD,
-            headers: Vec::new(),
-            body: Bytes::new(),
-            limit: REQUEST_LIMIT,
-        };
+        let request = Request::new("look at", path, Method::HEAD);
         self.send(request, || self.bucket.head_object(self.credentials(), key).sign(SIGNATURE_LIFE)).await
     }
 
-    /// A whole object of at most `most` bytes, with what a look at it would tell.
-    pub(super) async fn get_whole(&self, key: &str, path: &str, most: u64) -> Result<(Reply, Bytes), TransferError> {
-        let (headers, body) = (Vec::new(), Bytes::new());
-        let request = Request { op: "read", path, method: Method::GET, headers, body, limit: body_limit(most) };
+    /// The same, with the checksum that the store keeps.
+    pub(super) async fn head_with_sum(&self, key: &str, path: &str) -> Result<Reply, TransferError> {
+        let headers = [("x-amz-checksum-mode", "ENABLED".to_owned())];
+        let request = Request::new("look at", path, Method::HEAD).sending(&headers, Bytes::new());
+        self.send(request, || {
+            let mut action = self.bucket.head_object(self.credentials(), key);
+            for (name, value) in &headers {
+                action.headers_mut().insert(*name, value.as_str());
+            }
+            action.sign(SIGNATURE_LIFE)
+        })
+        .await
+    }
+
+    /// Whether requests here reach the other's bucket as well: one endpoint and region, the same keys.
+    pub(super) fn reaches(&self, other: &Self) -> bool {
+        let keys = |client: &Self| {
+            client.credentials.as_ref().map(|keys| {
+                let token = keys.token().map(str::to_owned);
+                (keys.key().to_owned(), keys.secret().to_owned(), token)
+            })
+        };
+        self.endpoint == other.endpoint && self.bucket.region() == other.bucket.region() && keys(self) == keys(other)
+    }
+
+    pub(super) fn bucket_name(&self) -> &str {
+        self.bucket.name()
+    }
+
+    /// Has the store copy one version of an object, with its metadata and a checksum of its own.
+    pub(super) async fn copy(
+        &self,
+        key: &str,
+        path: &str,
+        source_bucket: &str,
+        source_key: &str,
+        etag: &str,
+        size: u64,
+    ) -> Result<(), TransferError> {
+        let source = utf8_percent_encode(&format!("{source_bucket}/{source_key}"), COPY_SOURCE).to_string();
+        let mut headers = checksum::upload_headers();
+        headers.truncate(1);
+        headers.extend([("x-amz-copy-source", source), ("x-amz-copy-source-if-match", etag.to_owned())]);
+        let request = Request::new("copy", path, Method::PUT).sending(&headers, Bytes::new());
+        let limit = body_limit(size).max(COMPLETE_LIMIT);
+        let reply = self.send(Request { limit, ..request }, || self.signed_put(key, &headers)).await?;
+        let text = String::from_utf8_lossy(&reply.body);
+        // A success can still carry an error in its body.
+        if text.contains("<CopyObjectResult") {
+            return Ok(());
+        }
+        Err(self.refused(&Request::new("copy", path, Method::PUT), StatusCode::INTERNAL_SERVER_ERROR, &text))
+    }
+
+    /// A whole object of at most `most` bytes, with what a look at it would tell; with an ETag, exactly that version.
+    pub(super) async fn get_whole(
+        &self,
+        key: &str,
+        path: &str,
+        etag: Option<&str>,
+        most: u64,
+    ) -> Result<(Reply, Bytes), TransferError> {
+        let mut request = Request::new("read", path, Method::GET).expecting(most);
+        request.headers.extend(etag.filter(|etag| !etag.is_empty()).map(|etag| ("if-match", etag.to_owned())));
         let sign = || self.bucket.get_object(self.credentials(), key).sign(SIGNATURE_LIFE);
-        let reply = self.send(request, sign).await?;
-        let body = reply.body.clone();
+        let mut reply = self.send(request, sign).await?;
+        let body = std::mem::take(&mut reply.body);
         Ok((reply, body))
     }
 
@@ -272,13 +328,11 @@ impl Client {
         offset: u64,
         length: u64,
     ) -> Result<Bytes, TransferError> {
-        let mut headers =
-            vec![("range", format!("bytes={offset}-{}", offset.saturating_add(length).saturating_sub(1)))];
+        let mut request = Request::new("read", path, Method::GET).expecting(length);
+        request.headers.push(("range", format!("bytes={offset}-{}", offset.saturating_add(length).saturating_sub(1))));
         if !etag.is_empty() {
-            headers.push(("if-match", etag.to_owned()));
+            request.headers.push(("if-match", etag.to_owned()));
         }
-        let request =
-            Request { op: "read", path, method: Method::GET, headers, body: Bytes::new(), limit: body_limit(length) };
         let reply = self.send(request, || self.bucket.get_object(self.credentials(), key).sign(SIGNATURE_LIFE)).await;
         match reply {
             // A range behind the end: nothing is there, as with a file.
@@ -287,7 +341,6 @@ impl Client {
             Ok(reply) if offset > 0 && reply.header("content-range").is_none() => {
                 Err(self.malformed("read", path, "the whole object instead of a range"))
             }
-            Ok(reply) if reply.body.len() as u64 > length => Err(self.malformed("read", path, "too many bytes")),
             Ok(reply) => Ok(reply.body),
             Err(error) => Err(error),
         }
@@ -297,30 +350,36 @@ impl Client {
         &self,
         key: &str,
         path: &str,
-        metadata: &[(&'static str, String)],
+        headers: &[Header],
         body: Bytes,
     ) -> Result<Reply, TransferError> {
-        let limit = body_limit(body.len() as u64);
-        let request = Request { op: "write", path, method: Method::PUT, headers: metadata.to_vec(), body, limit };
-        self.send(request, || {
-            let mut action = self.bucket.put_object(self.credentials(), key);
-            for (name, value) in metadata {
-                action.headers_mut().insert(*name, value.as_str());
-            }
-            action.sign(SIGNATURE_LIFE)
-        })
-        .await
+        let request = Request::new("write", path, Method::PUT).sending(headers, body);
+        self.send(request, || self.signed_put(key, headers)).await
+    }
+
+    /// Whether the store refuses bytes that do not have the checksum that is said: some take the header and give it back
+    /// unread. Written to `key` by one that does.
+    pub(super) async fn refuses_wrong_sums(&self, key: &str) -> Result<bool, TransferError> {
+        let body = Bytes::from_static(b"these bytes have another checksum");
+        let headers = [(checksum::HEADER, Sum::of(b"other bytes").to_string())];
+        let request = Request::new("probe", "", Method::PUT).sending(&headers, body);
+        match self.send_once(&request, self.signed_put(key, &headers)).await {
+            Err(TransferError::Damaged { .. }) => Ok(true),
+            Ok(_) => self.delete(key, "").await.map(|()| false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn signed_put(&self, key: &str, headers: &[Header]) -> Url {
+        let mut action = self.bucket.put_object(self.credentials(), key);
+        for (name, value) in headers {
+            action.headers_mut().insert(*name, value.as_str());
+        }
+        action.sign(SIGNATURE_LIFE)
     }
 
     pub(super) async fn delete(&self, key: &str, path: &str) -> Result<(), TransferError> {
-        let request = Request {
-            op: "remove",
-            path,
-            method: Method::DELETE,
-            headers: Vec::new(),
-            body: Bytes::new(),
-            limit: REQUEST_LIMIT,
-        };
+        let request = Request::new("remove", path, Method::DELETE);
         let sent = self.send(request, || self.bucket.delete_object(self.credentials(), key).sign(SIGNATURE_LIFE)).await;
         match sent {
             Ok(_) | Err(TransferError::NotFound { .. }) => Ok(()),
@@ -328,24 +387,12 @@ impl Client {
         }
     }
 
-    pub(super) async fn begin(
-        &self,
-        key: &str,
-        path: &str,
-        metadata: &[(&'static str, String)],
-    ) -> Result<String, TransferError> {
-        let request = Request {
-            op: "write",
-            path,
-            method: Method::POST,
-            headers: metadata.to_vec(),
-            body: Bytes::new(),
-            limit: REQUEST_LIMIT,
-        };
+    pub(super) async fn begin(&self, key: &str, path: &str, headers: &[Header]) -> Result<String, TransferError> {
+        let request = Request::new("write", path, Method::POST).sending(headers, Bytes::new());
         let reply = self
             .send(request, || {
                 let mut action = self.bucket.create_multipart_upload(self.credentials(), key);
-                for (name, value) in metadata {
+                for (name, value) in headers {
                     action.headers_mut().insert(*name, value.as_str());
                 }
                 action.sign(SIGNATURE_LIFE)
@@ -358,94 +405,71 @@ impl Client {
 
     /// Whether the upload exists: an error when it does not.
     pub(super) async fn has_upload(&self, key: &str, path: &str, upload: &str) -> Result<(), TransferError> {
-        let request = Request {
-            op: "write",
-            path,
-            method: Method::GET,
-            headers: Vec::new(),
-            body: Bytes::new(),
-            limit: REQUEST_LIMIT,
-        };
+        let request = Request::new("write", path, Method::GET);
         self.send(request, || self.bucket.list_parts(self.credentials(), key, upload).sign(SIGNATURE_LIFE))
             .await
             .map(drop)
     }
 
-    /// Writes one part (`number` from 0) and returns its ETag.
+    /// Writes one part (`number` from 0).
     pub(super) async fn put_part(
         &self,
         key: &str,
         path: &str,
         upload: &str,
         number: u32,
+        headers: &[Header],
         body: Bytes,
-    ) -> Result<String, TransferError> {
+    ) -> Result<Reply, TransferError> {
         let part = u16::try_from(number + 1).map_err(|_| self.malformed("write", path, "too many parts"))?;
-        let limit = body_limit(body.len() as u64);
-        let request = Request { op: "write", path, method: Method::PUT, headers: Vec::new(), body, limit };
-        let reply = self
-            .send(request, || self.bucket.upload_part(self.credentials(), key, part, upload).sign(SIGNATURE_LIFE))
-            .await?;
-        Ok(reply.etag())
+        let request = Request::new("write", path, Method::PUT).sending(headers, body);
+        self.send(request, || {
+            let mut action = self.bucket.upload_part(self.credentials(), key, part, upload);
+            for (name, value) in headers {
+                action.headers_mut().insert(*name, value.as_str());
+            }
+            action.sign(SIGNATURE_LIFE)
+        })
+        .await
     }
 
-    /// Completes an object and returns its ETag.
+    /// Completes an object and returns its ETag and, when the parts had checksums, that of the whole as the store says it.
     pub(super) async fn complete(
         &self,
         key: &str,
         path: &str,
         upload: &str,
-        receipts: &[String],
-    ) -> Result<String, TransferError> {
-        let etags = || receipts.iter().map(String::as_str);
-        let action = || self.bucket.complete_multipart_upload(self.credentials(), key, upload, etags());
-        let body = Bytes::from(action().body());
-        let request =
-            Request { op: "write", path, method: Method::POST, headers: Vec::new(), body, limit: COMPLETE_LIMIT };
-        let reply = self.send(request, || action().sign(SIGNATURE_LIFE)).await?;
+        parts: &[Part],
+        whole: Option<Sum>,
+    ) -> Result<(String, Option<Sum>), TransferError> {
+        let headers = whole.map(checksum::whole_headers).unwrap_or_default();
+        let sign = || {
+            let mut action =
+                self.bucket.complete_multipart_upload(self.credentials(), key, upload, std::iter::empty::<&str>());
+            for (name, value) in &headers {
+                action.headers_mut().insert(*name, value.as_str());
+            }
+            action.sign(SIGNATURE_LIFE)
+        };
+        let body = Bytes::from(checksum::parts_xml(parts, whole.is_some()));
+        let request = Request::new("write", path, Method::POST).sending(&headers, body);
+        let reply = self.send(Request { limit: COMPLETE_LIMIT, ..request }, sign).await?;
         let text = String::from_utf8_lossy(&reply.body).into_owned();
         // A success can still carry an error in its body.
-        CompleteMultipartUploadResponse::parse(&text).map(|done| done.etag().to_owned()).map_err(|_| {
-            let request = Request {
-                op: "write",
-                path,
-                method: Method::POST,
-                headers: Vec::new(),
-                body: Bytes::new(),
-                limit: COMPLETE_LIMIT,
-            };
-            self.refused(&request, StatusCode::INTERNAL_SERVER_ERROR, &text)
-        })
+        let done = CompleteMultipartUploadResponse::parse(&text).map_err(|_| {
+            self.refused(&Request::new("write", path, Method::POST), StatusCode::INTERNAL_SERVER_ERROR, &text)
+        })?;
+        Ok((done.etag().to_owned(), between(&text, checksum::START, checksum::END).and_then(Sum::parse)))
     }
 
     pub(super) async fn abort(&self, key: &str, path: &str, upload: &str) -> Result<(), TransferError> {
-        let request = Request {
-            op: "abort",
-            path,
-            method: Method::DELETE,
-            headers: Vec::new(),
-            body: Bytes::new(),
-            limit: REQUEST_LIMIT,
-        };
+        let request = Request::new("abort", path, Method::DELETE);
         self.send(request, || self.bucket.abort_multipart_upload(self.credentials(), key, upload).sign(SIGNATURE_LIFE))
             .await
             .map(drop)
     }
 }
 
-fn body_limit(bytes: u64) -> Duration {
-    REQUEST_LIMIT + Duration::from_secs(bytes >> 20)
-}
-
 fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
     text.split_once(start)?.1.split_once(end).map(|(inner, _)| inner)
-}
-
-/// The last cause of an error: the one that tells something.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut at = error;
-    while let Some(source) = at.source() {
-        at = source;
-    }
-    at.to_string()
 }
