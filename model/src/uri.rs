@@ -1,7 +1,7 @@
-//! ① Where bytes live, as users write it: `file:///dir`, `s3://bucket/prefix`.
+//! ① Where bytes live, as users write it: `file:///dir`, `s3://bucket/prefix`, `webhdfs://host:port/dir`, `https://host/dir/`.
 //!
 //! Invariants: a parsed URI has a known scheme, no user, password, query or fragment, and a path without `..`, NUL or
-//! empty parts; its text is canonical (no trailing slash).
+//! empty parts; its text is canonical (no trailing slash, but over HTTP, where it says that the location is a tree).
 
 use std::fmt;
 
@@ -10,8 +10,10 @@ use thiserror::Error;
 
 use crate::names::printable;
 
-/// The schemes that this release can read and write.
-pub const SCHEMES: &[&str] = &["file", "s3"];
+/// The schemes that this release can read.
+pub const SCHEMES: &[&str] = &["file", "s3", "webhdfs", "http", "https"];
+/// Those among them that it can write.
+const WRITABLE: &[&str] = &["file", "s3"];
 
 /// A checked location.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,7 +29,7 @@ pub struct Uri {
 pub enum UriError {
     #[error("\"{0}\" is not a URI: write SCHEME://…, for example file:///data/set or s3://bucket/prefix")]
     NotAUri(String),
-    #[error("scheme \"{0}\" is not supported: use one of file, s3")]
+    #[error("scheme \"{0}\" is not supported: use one of file, s3, webhdfs, http, https")]
     Scheme(String),
     #[error("\"{0}\" carries a user or password: give credentials as options")]
     Credentials(String),
@@ -37,6 +39,8 @@ pub enum UriError {
     FilePath(String),
     #[error("\"{0}\" needs a bucket: s3://BUCKET/PREFIX (3 to 63 lower-case letters, digits, '.' or '-')")]
     Bucket(String),
+    #[error("\"{0}\" needs a host: {1}://HOST:PORT/…")]
+    Host(String, &'static str),
     #[error("\"{0}\" has a path with \"..\", \".\", an empty part, a backslash or a control character")]
     Path(String),
     #[error("is {0} bytes long; at most 1024 are allowed")]
@@ -76,14 +80,22 @@ impl Uri {
         if scheme == "s3" && !bucket_name(authority) {
             return Err(UriError::Bucket(shown()));
         }
-        let path = path.strip_suffix('/').unwrap_or(path);
+        let host_like = |scheme| SCHEMES.iter().copied().find(|known| *known == scheme && !WRITABLE.contains(known));
+        if let Some(scheme) = host_like(scheme).filter(|_| !host(authority)) {
+            return Err(UriError::Host(shown(), scheme));
+        }
+        let (path, tree) = match path.strip_suffix('/') {
+            Some(path) => (path, scheme.starts_with("http")),
+            None => (path, scheme.starts_with("http") && path.is_empty()),
+        };
         let part_ok = |part: &str| {
             !part.is_empty() && part != "." && part != ".." && !part.chars().any(|c| c.is_control() || c == '\\')
         };
         if !path.is_empty() && !path[1..].split('/').all(part_ok) {
             return Err(UriError::Path(shown()));
         }
-        Ok(Self { scheme: scheme.to_owned(), authority: authority.to_owned(), path: path.to_owned() })
+        let path = if tree { format!("{path}/") } else { path.to_owned() };
+        Ok(Self { scheme: scheme.to_owned(), authority: authority.to_owned(), path })
     }
 
     #[must_use]
@@ -109,12 +121,18 @@ impl Uri {
         self.scheme == "file"
     }
 
+    /// Whether nothing can be written there.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        !WRITABLE.contains(&self.scheme.as_str())
+    }
+
     /// The location one part below this one.
     ///
     /// # Errors
     /// If `part` could not stand in a path, or the whole grows too long.
     pub fn join(&self, part: &str) -> Result<Self, UriError> {
-        Self::parse(&format!("{self}/{part}"))
+        Self::parse(&format!("{}/{part}", self.to_string().trim_end_matches('/')))
     }
 
     /// Whether `other` is this location or lies below it.
@@ -125,6 +143,12 @@ impl Uri {
             && (other.path == self.path
                 || other.path.strip_prefix(&self.path).is_some_and(|rest| rest.starts_with('/')))
     }
+}
+
+/// A host name or address, with or without a port.
+fn host(authority: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    !authority.is_empty() && !authority.starts_with(':') && authority.chars().all(plain)
 }
 
 fn bucket_name(name: &str) -> bool {
@@ -167,6 +191,10 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/a b/ü/", "s3://bucket/a b/ü"),
             ("file:///", "file:///"),
+            ("webhdfs://namenode:9870/data/", "webhdfs://namenode:9870/data"),
+            ("https://mirror.example.org/set/", "https://mirror.example.org/set/"),
+            ("https://mirror.example.org/set/one.bin", "https://mirror.example.org/set/one.bin"),
+            ("http://[::1]:8080", "http://[::1]:8080/"),
         ] {
             assert_eq!(Uri::parse(text).map(|u| u.to_string()), Ok(canonical.to_owned()), "{text}");
         }
@@ -190,6 +218,10 @@ mod tests {
             "s3://key:secret@bucket/x",
             "s3://bucket/x?y=1",
             "file:///a\\b",
+            "webhdfs:///data",
+            "https://user:pass@host/x",
+            "https://host/x?token=y",
+            "http://ho st/x",
         ] {
             assert!(Uri::parse(text).is_err(), "{text:?}");
         }

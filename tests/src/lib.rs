@@ -9,6 +9,7 @@
 pub mod bed;
 pub mod disk;
 pub mod federation;
+pub mod hdfs;
 pub mod minio;
 pub mod mount;
 pub mod proxy;

@@ -18,6 +18,7 @@ use fluvial_model::report::{
 };
 use fluvial_transfer::listing::OpenMount;
 use fluvial_transfer::place::Place;
+use fluvial_transfer::place::readonly::ReadOnly;
 use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Location, Progress, SourceMount, Verify};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
@@ -388,7 +389,7 @@ impl Works {
             let uri = endpoint.uri.to_string();
             let path =
                 locate::path(&endpoint.path).map_err(|source| locate::Error::Path { uri: uri.clone(), source })?;
-            let place = RelayPlace::new(channel.clone(), cluster, &work.operation, number, &uri);
+            let place = ReadOnly(RelayPlace::new(channel.clone(), cluster, &work.operation, number, &uri));
             let place: Arc<dyn Place> = Arc::new(place);
             open.push(OpenMount { path: path.clone(), place });
             mounts.push(SourceMount { path, location: Location::new(uri) });

@@ -1,14 +1,15 @@
-//! The reading side of a relay: a place at which another agent reads.
+//! The reading side of a relay: a source at which another agent reads.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use fluvial_model::manifest::{File, RelativePath};
+use fluvial_model::manifest::RelativePath;
 use fluvial_proto::v1;
 use fluvial_proto::v1::relay_service_client::RelayServiceClient;
-use fluvial_transfer::place::{Detail, Found, PartLimits, Place, Tag, TargetState};
-use fluvial_transfer::{Access, TransferError};
+use fluvial_transfer::TransferError;
+use fluvial_transfer::place::readonly::Source;
+use fluvial_transfer::place::{Detail, Found, Tag};
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -57,10 +58,6 @@ impl RelayPlace {
     fn strange(&self, op: &'static str, path: &RelativePath) -> TransferError {
         let code = "an entry that no dataset can hold".to_owned();
         TransferError::Server { op, place: self.name.clone(), path: path.to_string(), status: 400, code }
-    }
-
-    fn read_only(&self, op: &'static str) -> TransferError {
-        TransferError::ReadOnly { op, place: self.name.clone(), path: String::new() }
     }
 
     /// One call and its first answer, in time.
@@ -116,16 +113,13 @@ impl RelayPlace {
 }
 
 #[async_trait]
-impl Place for RelayPlace {
+impl Source for RelayPlace {
     fn name(&self) -> &str {
         &self.name
     }
 
-    async fn probe(&self, access: Access) -> Result<(), TransferError> {
-        match access {
-            Access::Read => self.stat(&RelativePath::root()).await.map(drop),
-            Access::Write => Err(self.read_only("probe")),
-        }
+    async fn probe(&self) -> Result<(), TransferError> {
+        self.stat(&RelativePath::root()).await.map(drop)
     }
 
     async fn list(&self, detail: Detail, found: mpsc::Sender<Found>) -> Result<(), TransferError> {
@@ -185,65 +179,5 @@ impl Place for RelayPlace {
             look: false,
         };
         self.read_all(path, request).await.map(|(_, data)| data)
-    }
-
-    fn verify_detail(&self) -> Detail {
-        Detail::Full
-    }
-
-    fn part_limits(&self) -> PartLimits {
-        PartLimits { smallest: 1, most: u64::MAX }
-    }
-
-    async fn put(&self, _: &RelativePath, _: &File, _: Bytes) -> Result<Tag, TransferError> {
-        Err(self.read_only("write"))
-    }
-
-    async fn begin(&self, _: &RelativePath, _: &File) -> Result<String, TransferError> {
-        Err(self.read_only("write"))
-    }
-
-    async fn can_continue(&self, _: &RelativePath, _: &str) -> Result<bool, TransferError> {
-        Ok(false)
-    }
-
-    async fn put_part(&self, _: &RelativePath, _: &str, _: u32, _: u64, _: Bytes) -> Result<String, TransferError> {
-        Err(self.read_only("write"))
-    }
-
-    async fn complete(&self, _: &RelativePath, _: &str, _: &File, _: &[String]) -> Result<Tag, TransferError> {
-        Err(self.read_only("write"))
-    }
-
-    async fn abort(&self, _: &RelativePath, _: &str) -> Result<(), TransferError> {
-        Ok(())
-    }
-
-    async fn make_directory(&self, _: &RelativePath, _: bool) -> Result<(), TransferError> {
-        Err(self.read_only("make directory"))
-    }
-
-    async fn make_symlink(&self, _: &RelativePath, _: &str) -> Result<Tag, TransferError> {
-        Err(self.read_only("make link"))
-    }
-
-    async fn sync(&self, _: &[RelativePath]) -> Result<(), TransferError> {
-        Err(self.read_only("sync"))
-    }
-
-    async fn remove(&self, _: &RelativePath) -> Result<(), TransferError> {
-        Err(self.read_only("remove"))
-    }
-
-    async fn remove_all(&self) -> Result<(), TransferError> {
-        Err(self.read_only("remove"))
-    }
-
-    async fn target_state(&self) -> Result<TargetState, TransferError> {
-        Err(self.read_only("write"))
-    }
-
-    async fn commit(&self) -> Result<(), TransferError> {
-        Err(self.read_only("write"))
     }
 }

@@ -11,15 +11,20 @@ use secrecy::{ExposeSecret as _, SecretString};
 use crate::TransferError;
 use crate::place::Place;
 use crate::place::local::LocalPlace;
+use crate::place::readonly::ReadOnly;
 use crate::place::s3::S3Place;
+use crate::place::store::Store;
+use crate::place::web::Web;
 
 /// The schemes that [`Location::open`] knows.
-pub const SCHEMES: &str = "file, s3";
+pub const SCHEMES: &str = "file, s3, webhdfs, http, https";
 
-/// A tree somewhere: `file:///dir` or `s3://bucket/prefix`.
+/// A tree somewhere: `file:///dir`, `s3://bucket/prefix`, `webhdfs://host:port/dir`, `https://host/dir/` or one file,
+/// `https://host/file`. The last three are only read.
 ///
 /// Option keys are OpenDAL's: for `s3` `endpoint`, `region`, `enable_virtual_host_style` (`true`), and, usually among the
-/// secrets, `access_key_id`, `secret_access_key`, `session_token`. Without keys requests are not signed.
+/// secrets, `access_key_id`, `secret_access_key`, `session_token` (without keys requests are not signed); for `webhdfs` `endpoint`, `user_name` and the secret `delegation`;
+/// for `http` and `https` `username` and the secrets `password` or `token`.
 #[derive(Clone, Default)]
 pub struct Location {
     /// Scheme and place.
@@ -97,6 +102,8 @@ impl Location {
         match self.split()? {
             ("file", rest) => Ok(Arc::new(LocalPlace::new(self.directory(rest)?))),
             ("s3", rest) => Ok(Arc::new(S3Place::new(self, rest)?)),
+            ("webhdfs", rest) => Ok(Arc::new(ReadOnly(Store::webhdfs(self, rest)?))),
+            ("http" | "https", _) => Ok(Arc::new(ReadOnly(Web::new(self)?))),
             (scheme, _) => Err(TransferError::UnsupportedScheme { scheme: scheme.to_owned(), supported: SCHEMES }),
         }
     }
@@ -156,6 +163,9 @@ mod tests {
     #[test]
     fn an_unknown_scheme_is_refused_with_those_supported() {
         let message = Location::new("ftp://host/dir").open().err().map(|error| error.to_string());
-        assert_eq!(message.as_deref(), Some("open location: scheme \"ftp\" is not supported; supported are file, s3"));
+        assert_eq!(
+            message.as_deref(),
+            Some("open location: scheme \"ftp\" is not supported; supported are file, s3, webhdfs, http, https")
+        );
     }
 }

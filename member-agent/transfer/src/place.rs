@@ -5,7 +5,10 @@
 
 mod http;
 pub mod local;
+pub mod readonly;
 pub mod s3;
+pub(crate) mod store;
+pub(crate) mod web;
 
 use async_trait::async_trait;
 use bytes::Bytes;

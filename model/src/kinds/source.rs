@@ -21,6 +21,7 @@ pub const SECRET_OPTIONS: &[&str] = &[
     "sas_token",
     "credential",
     "token",
+    "delegation",
     "password",
     "client_secret",
     "server_side_encryption_customer_key",

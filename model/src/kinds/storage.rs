@@ -12,6 +12,7 @@ use crate::field::{FieldErrors, Path};
 use crate::meta::Condition;
 use crate::names::NameRule;
 use crate::resource::{KindInfo, PrinterColumn, Resource, Scope, Writers, metadata_accessors, object};
+use crate::uri::Uri;
 
 object!(
     /// A place where homes can be made.
@@ -79,6 +80,10 @@ impl Resource for Storage {
     fn validate(&self, old: Option<&Self>, errors: &mut FieldErrors) {
         let spec = Path::root("spec");
         validate_uri(&self.spec.uri, &spec.key("uri"), errors);
+        if let Some(uri) = Uri::parse(&self.spec.uri).ok().filter(Uri::is_read_only) {
+            let why = format!("{} is only read from: use file or s3 for data of record", uri.scheme());
+            errors.invalid(&spec.key("uri"), &self.spec.uri, why);
+        }
         validate_options(&self.spec.options, &self.spec.encrypt_options, &spec, errors);
         match NameRule::Dns1123Subdomain.problem(&self.spec.cluster) {
             _ if self.spec.cluster.is_empty() => {

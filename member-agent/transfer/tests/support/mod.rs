@@ -1,7 +1,9 @@
 //! What the tests of this crate stand on: a real MinIO, trees of every kind of entry, and their comparison.
 #![allow(clippy::unwrap_used, clippy::panic, dead_code)]
 
+pub mod hdfs;
 pub mod proxy;
+pub mod web;
 
 use std::collections::BTreeMap;
 use std::fs;
