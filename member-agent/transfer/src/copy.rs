@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::progress::{Clock, Phase, Progress};
+pub use self::verify::source_has_manifest;
 use crate::journal::Stage;
 use crate::location::{Location, SourceMount};
 use crate::place::local::blocking;

@@ -296,7 +296,8 @@ impl TransferError {
     }
 
     /// An I/O error as the thing that it means.
-    pub(crate) fn io(op: &'static str, place: &str, path: &str, source: io::Error) -> Self {
+    #[must_use]
+    pub fn io(op: &'static str, place: &str, path: &str, source: io::Error) -> Self {
         let (place, path) = (place.to_owned(), path.to_owned());
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { op, place, path },

@@ -18,7 +18,7 @@ pub mod remove;
 pub mod scan;
 
 pub use blocks::BlockStore;
-pub use copy::{CopyContext, CopyJob, CopyReport, Phase, Progress, Verify, copy, discard};
+pub use copy::{CopyContext, CopyJob, CopyReport, Phase, Progress, Verify, copy, discard, source_has_manifest};
 pub use error::TransferError;
 pub use journal::Journal;
 pub use location::{Access, Location, SourceMount, probe};

@@ -220,7 +220,10 @@ pub enum TargetState {
 }
 
 /// Whether a link stays inside the tree, by its text alone, wherever the tree is.
-pub(crate) fn check_link(link: &RelativePath, target: &str) -> Result<(), String> {
+///
+/// # Errors
+/// Why it cannot be part of a dataset.
+pub fn check_link(link: &RelativePath, target: &str) -> Result<(), String> {
     if target.is_empty() || target.contains('\0') || target.len() > MAX_TARGET_BYTES {
         return Err(format!("the target of the link must have 1 to {MAX_TARGET_BYTES} bytes and no NUL"));
     }

@@ -33,7 +33,10 @@ fn as_listed(entry: &Entry, detail: Detail) -> Entry {
 
 /// Checks that a listing is that of a manifest, digests aside, and with [`Detail::Tags`] times, modes and kinds too: those
 /// are compared once they have been read.
-pub(super) fn source_has_manifest(
+///
+/// # Errors
+/// [`TransferError::SourceDiffers`], and when blocks are missing.
+pub fn source_has_manifest(
     listing: &Listing,
     detail: Detail,
     root: Root,
