@@ -1,6 +1,7 @@
 //! One file for each family of commands.
 
 pub(crate) mod apply;
+pub(crate) mod backup;
 pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod dataset;
@@ -19,6 +20,7 @@ pub(crate) mod op;
 pub(crate) mod options;
 pub(crate) mod placement;
 pub(crate) mod query;
+pub(crate) mod repository;
 pub(crate) mod storage;
 pub(crate) mod token;
 pub(crate) mod up;

@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    apply, cluster, completion, dataset, delete, demo, describe, get, hook, hub, kubeconfig, member, migrate, mount,
-    node, op, placement, query, storage, token, up, watch,
+    apply, backup, cluster, completion, dataset, delete, demo, describe, get, hook, hub, kubeconfig, member, migrate,
+    mount, node, op, placement, query, repository, storage, token, up, watch,
 };
 
 /// A federation hub for datasets.
@@ -66,6 +66,13 @@ enum Command {
     Placement(placement::Command),
     /// Bring a dataset into a Storage.
     Migrate(migrate::Arguments),
+    /// Write a snapshot of a dataset into a BackupRepository.
+    Backup(backup::Backup),
+    /// Make a home of a dataset, or a directory, of a snapshot.
+    Restore(backup::Restore),
+    /// Repositories of backups: create, list, snapshots, check, prune.
+    #[command(subcommand)]
+    Repository(repository::Command),
     /// Show a dataset as a directory of this machine.
     Mount(mount::Mount),
     /// Take such a directory away.
@@ -130,6 +137,9 @@ fn main() -> ExitCode {
                 Command::Storage(command) => storage::run(kubeconfig, command).await,
                 Command::Placement(command) => placement::run(kubeconfig, command).await,
                 Command::Migrate(arguments) => migrate::run(kubeconfig, arguments).await,
+                Command::Backup(arguments) => backup::run(kubeconfig, arguments).await,
+                Command::Restore(arguments) => backup::restore(kubeconfig, arguments).await,
+                Command::Repository(command) => repository::run(kubeconfig, command).await,
                 Command::Mount(arguments) => mount::run(kubeconfig, arguments).await,
                 Command::Unmount(arguments) => mount::unmount(kubeconfig, arguments).await,
                 Command::ServeMount(arguments) => mount::serve(arguments).await,

@@ -8,7 +8,10 @@
 use fluvial_model::field::{FieldErrors, Path};
 use fluvial_model::kinds::cluster::CLUSTER_FINALIZER;
 use fluvial_model::kinds::datamigrate::MIGRATE_FINALIZER;
-use fluvial_model::kinds::{Cluster, DataMigrate, Dataset, Namespace, Storage};
+use fluvial_model::kinds::datarestore::RESTORE_FINALIZER;
+use fluvial_model::kinds::{
+    BackupRepository, Cluster, DataBackup, DataMigrate, DataRestore, Dataset, Namespace, Storage,
+};
 use fluvial_model::names::printable;
 use fluvial_model::resource::{DecodeError, KindInfo, Resource};
 use fluvial_model::store::{Compare, Op};
@@ -70,6 +73,9 @@ pub fn complete(info: &KindInfo, object: &mut Value, old: Option<&Value>) {
     if is::<DataMigrate>(info) {
         add_finalizer(object, MIGRATE_FINALIZER);
     }
+    if is::<DataRestore>(info) {
+        add_finalizer(object, RESTORE_FINALIZER);
+    }
     if is::<Cluster>(info) {
         add_finalizer(object, CLUSTER_FINALIZER);
     }
@@ -99,6 +105,30 @@ fn add_finalizer(object: &mut Value, finalizer: &str) {
 pub async fn check_create(objects: &Objects, info: &KindInfo, object: &Value) -> Result<Admitted, AdmissionError> {
     if is::<DataMigrate>(info) {
         return check_migrate(objects, &DataMigrate::from_value(object)?).await;
+    }
+    if is::<DataBackup>(info) {
+        let backup = DataBackup::from_value(object)?;
+        let (mut admitted, mut errors, spec) = (Admitted::default(), FieldErrors::default(), Path::root("spec"));
+        let namespace = &backup.metadata.namespace;
+        let (dataset, repository) = (&backup.spec.dataset, &backup.spec.repository);
+        require::<Dataset>(objects, namespace, dataset, &spec.key("dataset"), &mut errors, &mut admitted).await?;
+        // One of Fluid's paths is told of by the operation's end, as Fluid does.
+        if !repository.is_empty() {
+            let at = spec.key("repository");
+            require::<BackupRepository>(objects, "", repository, &at, &mut errors, &mut admitted).await?;
+        }
+        return if errors.is_empty() { Ok(admitted) } else { Err(AdmissionError::Invalid(errors)) };
+    }
+    if is::<DataRestore>(info) {
+        let restore = DataRestore::from_value(object)?;
+        let (mut admitted, mut errors, spec) = (Admitted::default(), FieldErrors::default(), Path::root("spec"));
+        let (repository, storage) = (&restore.spec.repository, &restore.spec.storage);
+        require::<BackupRepository>(objects, "", repository, &spec.key("repository"), &mut errors, &mut admitted)
+            .await?;
+        if !storage.is_empty() {
+            require::<Storage>(objects, "", storage, &spec.key("storage"), &mut errors, &mut admitted).await?;
+        }
+        return if errors.is_empty() { Ok(admitted) } else { Err(AdmissionError::Invalid(errors)) };
     }
     if is::<Storage>(info) {
         let storage = Storage::from_value(object)?;

@@ -8,6 +8,7 @@
 //! state is in the store; a planner that lost the lead without knowing it can only write what its comparisons allow.
 
 mod apply;
+mod backup;
 mod cluster;
 mod dataset;
 mod migrate;
@@ -115,6 +116,15 @@ async fn reconcile(context: &PlannerContext, mirror: &mut Mirror) -> Result<(), 
     for key in mirror.dirty.take_migrates() {
         migrate::reconcile(context, mirror, &key).await?;
     }
+    for key in mirror.dirty.take_backups() {
+        backup::reconcile(context, mirror, &key).await?;
+    }
+    for key in mirror.dirty.take_restores() {
+        backup::reconcile_restore(context, mirror, &key).await?;
+    }
+    for name in mirror.dirty.take_repositories() {
+        backup::reconcile_repository(context, mirror, &name).await?;
+    }
     for key in mirror.dirty.take_datasets() {
         dataset::reconcile(context, mirror, &key).await?;
     }
@@ -130,6 +140,7 @@ async fn reconcile(context: &PlannerContext, mirror: &mut Mirror) -> Result<(), 
 /// Removes what is over: operations past their time to live, tokens past theirs, dependents without owners.
 async fn garbage(context: &PlannerContext, mirror: &Mirror) -> Result<(), ObjectError> {
     migrate::expire(context, mirror).await?;
+    backup::expire(context, mirror).await?;
     if let Err(error) = crate::api::collect_garbage(&context.objects, context.clock.as_ref()).await {
         warn!(error = %chain(&error), "collecting dependents without owners");
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kinds::{MigrateVerify, SecretKeySelector};
+use crate::kinds::{MigrateVerify, Retention, SecretKeySelector};
 use crate::uri::Uri;
 
 /// The start of every assignment's key.
@@ -158,6 +158,68 @@ pub struct MountWork {
     pub node: String,
 }
 
+/// Write a snapshot of a dataset into a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupWork {
+    pub dataset: DatasetKey,
+    /// The uid of the DataBackup.
+    pub operation: String,
+    /// The repository; its secret [`REPOSITORY_PASSWORD`] opens it.
+    pub repository: Endpoint,
+    pub sources: Vec<Endpoint>,
+    /// The version that the sources hold, if they are a home; else what they hold now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// The objects of the catalog that go in with the data, as JSON.
+    pub catalog: String,
+    /// What is forgotten afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+    /// Check the repository's structure afterwards.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub check: bool,
+}
+
+/// Bring a snapshot, or a part of one, to a place: a copy whose source is a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreWork {
+    /// Where to, and whether to stop. Its sources are the repository.
+    pub copy: MigrateWork,
+    /// The beginning of a snapshot's id, or `latest`.
+    pub snapshot: String,
+    /// Namespace and name of the dataset whose newest snapshot `latest` means.
+    pub origin: (String, String),
+    /// Files and directories to restore; everything if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+}
+
+/// Look after a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryWork {
+    /// Name and uid of the BackupRepository; it has no namespace.
+    pub repository: DatasetKey,
+    pub place: Endpoint,
+    /// What this is for: another text asks for it again.
+    pub request: String,
+    pub task: RepositoryTask,
+}
+
+/// What is to be done with a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "task", rename_all = "lowercase")]
+pub enum RepositoryTask {
+    /// Tell which snapshots it has; make it if there is none and `create` is given.
+    List { create: bool },
+    /// Check it, reading all contents if `read_data` is given.
+    Check { read_data: bool },
+    /// Forget what retention does not keep, and remove what no snapshot needs.
+    Prune { retention: Option<Retention> },
+}
+
+/// The option of a repository's endpoint whose secret is its password.
+pub const REPOSITORY_PASSWORD: &str = "password";
+
 /// What an assignment asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "work", rename_all = "lowercase")]
@@ -168,6 +230,9 @@ pub enum Work {
     Remove(RemoveWork),
     Mount(MountWork),
     Serve(ServeWork),
+    Backup(BackupWork),
+    Restore(RestoreWork),
+    Repository(RepositoryWork),
 }
 
 impl Work {
@@ -186,6 +251,12 @@ impl Work {
             ),
             Self::Mount(w) => format!("mount/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.mount),
             Self::Serve(w) => format!("serve/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.operation),
+            Self::Backup(w) => format!("backup/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.operation),
+            Self::Restore(w) => {
+                format!("restore/{}/{}/{}", w.copy.dataset.namespace, w.copy.dataset.name, w.copy.operation)
+            }
+            // No namespace is called so.
+            Self::Repository(w) => format!("repository/-/{}/{}", w.repository.name, w.repository.uid),
         }
     }
 
@@ -199,6 +270,9 @@ impl Work {
             Self::Remove(w) => &w.dataset,
             Self::Mount(w) => &w.dataset,
             Self::Serve(w) => &w.dataset,
+            Self::Backup(w) => &w.dataset,
+            Self::Restore(w) => &w.copy.dataset,
+            Self::Repository(w) => &w.repository,
         }
     }
 
@@ -212,6 +286,9 @@ impl Work {
             Self::Serve(w) => (&w.sources, None),
             Self::Remove(w) => (&[], Some(&w.target)),
             Self::Mount(_) => (&[], None),
+            Self::Backup(w) => (&w.sources, Some(&w.repository)),
+            Self::Restore(w) => (&w.copy.sources, Some(&w.copy.target)),
+            Self::Repository(w) => (&[], Some(&w.place)),
         };
         sources.iter().chain(target)
     }

@@ -1,27 +1,37 @@
 //! ① The table of kinds. A new kind is one file below this one and one line here.
 
+pub mod backuprepository;
 pub mod cachelocation;
 pub mod cluster;
 pub mod core;
+pub mod databackup;
 pub mod datamigrate;
+pub mod datarestore;
 pub mod dataset;
 pub mod datasetmount;
 pub mod jointoken;
+pub mod operation;
 pub mod placement;
 pub mod source;
 pub mod sourcehook;
 pub mod storage;
 
+pub use self::backuprepository::{
+    BackupRepository, BackupRepositorySpec, BackupRepositoryStatus, CheckResult, Retention, SnapshotInfo,
+};
 pub use self::cachelocation::{CacheLocation, CacheLocationStatus, MediumUsage, NodeUsage};
 pub use self::cluster::{Cluster, ClusterSpec, ClusterState, ClusterStatus};
 pub use self::core::{Event, Namespace, Secret};
+pub use self::databackup::{DataBackup, DataBackupSpec, DataBackupStatus};
 pub use self::datamigrate::{
     DataEnd, DataMigrate, DataMigrateSpec, DataMigrateStatus, DatasetRef, MigrateMode, MigrateVerify, OperationPhase,
     Progress, StorageRef,
 };
+pub use self::datarestore::{DataRestore, DataRestoreSpec, DataRestoreStatus, MemberDirectory};
 pub use self::dataset::{Dataset, DatasetPhase, DatasetSpec, DatasetStatus, Home, HomeState};
 pub use self::datasetmount::{DatasetMount, DatasetMountPhase, DatasetMountSpec, DatasetMountStatus};
 pub use self::jointoken::{JoinToken, JoinTokenSpec, JoinTokenStatus};
+pub use self::operation::OperationStatus;
 pub use self::placement::{ClusterChoice, DatasetChoice, Placement, PlacementSpec, PlacementStatus};
 pub use self::source::{EncryptOption, EncryptOptionSource, Mount, SecretKeySelector};
 pub use self::sourcehook::{SourceHook, SourceHookSpec, SourceHookStatus};
@@ -36,8 +46,11 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<Event>(),
     Kind::of::<Dataset>(),
     Kind::of::<DataMigrate>(),
+    Kind::of::<DataBackup>(),
+    Kind::of::<DataRestore>(),
     Kind::of::<Cluster>(),
     Kind::of::<Storage>(),
+    Kind::of::<BackupRepository>(),
     Kind::of::<Placement>(),
     Kind::of::<CacheLocation>(),
     Kind::of::<DatasetMount>(),

@@ -107,7 +107,7 @@ fn average(status: &DataMigrateStatus, now: Timestamp) -> f64 {
     if took > 0.0 { status.progress.bytes_done as f64 / took } else { 0.0 }
 }
 
-fn duration_text(d: SignedDuration) -> String {
+pub(crate) fn duration_text(d: SignedDuration) -> String {
     let seconds = d.as_secs().max(0);
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s}s"),
@@ -322,18 +322,22 @@ fn running(facts: &Facts<'_>, mut status: DataMigrateStatus, cluster: &str, work
         // The reason why the copy is being removed stays until it is.
         _ if work.cancel && !stop => keep(status, true),
         phase => {
-            let name = match phase {
-                _ if stop => "Cancelling",
-                MigratePhase::Planning => "Planning",
-                MigratePhase::Copying => "Copying",
-                MigratePhase::Verifying => "Verifying",
-                MigratePhase::Done | MigratePhase::Failed | MigratePhase::Discarded => "CuttingOver",
-            };
-            name.clone_into(&mut status.reason);
+            doing(phase, stop).clone_into(&mut status.reason);
             let problem = facts.not_served.filter(|_| !stop).or(problem);
             status.message = problem.map_or_else(String::new, |p| format!("{}: {}", p.reason, p.message));
             keep(status, stop)
         }
+    }
+}
+
+/// What an agent does, in a status's words.
+pub(crate) const fn doing(phase: MigratePhase, stop: bool) -> &'static str {
+    match phase {
+        _ if stop => "Cancelling",
+        MigratePhase::Planning => "Planning",
+        MigratePhase::Copying => "Copying",
+        MigratePhase::Verifying => "Verifying",
+        MigratePhase::Done | MigratePhase::Failed | MigratePhase::Discarded => "CuttingOver",
     }
 }
 

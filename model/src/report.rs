@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::kinds::{NodeUsage, Progress};
+use crate::kinds::{NodeUsage, Progress, SnapshotInfo};
 
 /// The start of every report's key.
 pub const REPORTS: &str = "/reports/";
@@ -31,7 +31,7 @@ pub fn split_report_key(key: &str) -> Option<(&str, &str)> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// One word that programs can branch on: `NotFound`, `AccessDenied`, `ReadOnly`, `NoSpace`, `Unreachable`,
-    /// `SourceChanged`, `Corrupt`, `Unsupported`, `Invalid`, `Internal`.
+    /// `SourceChanged`, `Corrupt`, `Unsupported`, `Invalid`, `Internal`, `WrongPassword`, `Locked`.
     pub reason: String,
     pub message: String,
     /// Whether the agent goes on trying by itself.
@@ -65,6 +65,9 @@ pub enum Report {
     Remove(RemoveReport),
     Mount(MountReport),
     Serve(ServeReport),
+    Backup(BackupReport),
+    Restore(RestoreReport),
+    Repository(RepositoryReport),
 }
 
 /// A scan ended, or cannot end.
@@ -173,6 +176,59 @@ pub struct MountReport {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub without_passthrough: String,
     pub problem: Option<Problem>,
+}
+
+/// How far a backup is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackupReport {
+    pub progress: Progress,
+    /// With the end: the snapshot, what was read for it, and how many were forgotten after it.
+    pub written: Option<WrittenSnapshot>,
+    pub problem: Option<Problem>,
+}
+
+/// A snapshot that stands in its repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenSnapshot {
+    pub snapshot: SnapshotInfo,
+    pub bytes_read: u64,
+    pub forgotten: u64,
+    /// What the check found, if there was one.
+    pub check_problems: Option<Vec<String>>,
+    /// Why retention or the check could not be done; the snapshot stands all the same.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub remark: String,
+}
+
+/// How far a restore is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestoreReport {
+    /// As of a migration.
+    pub copy: MigrateReport,
+    /// With the end: which snapshot it was, …
+    pub snapshot: Option<SnapshotInfo>,
+    /// … and the objects of the catalog that came with it, as JSON.
+    pub catalog: Option<String>,
+}
+
+/// What came of looking after a repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryReport {
+    /// What it was for.
+    pub request: String,
+    /// The snapshots that it has, once the task is done.
+    pub found: Option<FoundSnapshots>,
+    /// After a check: what is wrong.
+    pub problems: Option<Vec<String>>,
+    pub problem: Option<Problem>,
+}
+
+/// Snapshots of a repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundSnapshots {
+    /// The newest, the newest first.
+    pub newest: Vec<SnapshotInfo>,
+    pub count: u64,
 }
 
 /// A report and the assignment generation that it speaks of, as stored.

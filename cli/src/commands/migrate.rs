@@ -157,8 +157,9 @@ pub(crate) async fn wait(
 ) -> Result<()> {
     const DAY: Duration = Duration::from_secs(24 * 3600);
     let mut progress = Progress::stderr();
+    let path = super::backup::path_of(client, namespace, name).await?;
     let status = tokio::select! {
-        status = follow(client, namespace, name, timeout.unwrap_or(DAY), &mut progress) => status?,
+        status = follow_at(client, &path, (namespace, name), timeout.unwrap_or(DAY), &mut progress) => status?,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted.context("listening for Ctrl-C")?;
             bail!("{}", goes_on(namespace, name, "the waiting was interrupted"));
@@ -226,13 +227,25 @@ pub(crate) async fn follow(
     within: Duration,
     progress: &mut Progress,
 ) -> Result<DataMigrateStatus> {
-    let path = path(namespace, name)?;
+    follow_at(client, &path(namespace, name)?, (namespace, name), within, progress).await
+}
+
+/// [`follow`] for an operation of any kind, by its API path: what is read of its status is alike in all.
+async fn follow_at(
+    client: &Client,
+    path: &str,
+    (namespace, name): (&str, &str),
+    within: Duration,
+    progress: &mut Progress,
+) -> Result<DataMigrateStatus> {
     let deadline = Instant::now() + within;
     let ended = loop {
-        match client::get(client, &path, JSON).await {
-            Ok(object) => {
-                let operation = DataMigrate::from_value(&object).context("reading the hub's answer")?;
-                let status = operation.status.unwrap_or_default();
+        match client::get(client, path, JSON).await {
+            Ok(mut object) => {
+                let status = object.get_mut("status").map(serde_json::Value::take).unwrap_or_default();
+                let status: Option<DataMigrateStatus> =
+                    serde_json::from_value(status).context("reading the hub's answer")?;
+                let status = status.unwrap_or_default();
                 progress.show(&status);
                 if status.phase.is_final() {
                     break Ok(status);

@@ -10,7 +10,7 @@ use kube::Client;
 use serde_json::json;
 
 use super::get::{self, Which};
-use super::migrate;
+use super::{backup, migrate};
 use crate::args::{Namespace, duration};
 use crate::client::{self, MERGE_PATCH};
 use crate::output;
@@ -70,6 +70,7 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
 /// With what the hub says.
 pub(crate) async fn cancel(client: &Client, namespace: &str, name: &str) -> Result<()> {
     let patch = json!({ "spec": { "cancel": true } });
-    client::write(client, Method::PATCH, &migrate::path(namespace, name)?, Some((MERGE_PATCH, &patch))).await?;
+    let path = backup::path_of(client, namespace, name).await?;
+    client::write(client, Method::PATCH, &path, Some((MERGE_PATCH, &patch))).await?;
     Ok(())
 }

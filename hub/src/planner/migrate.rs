@@ -62,7 +62,7 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key
     }
     serve(&mut change, mirror, &operation.metadata.uid, next.serving.as_ref())?;
     if before.phase != next.status.phase
-        && let Some(event) = event(context, &operation, &next)
+        && let Some(event) = event(context, &operation, next.status.phase, &next.status.message)
     {
         change.put(context, &event, None)?;
     }
@@ -128,7 +128,7 @@ fn decide(
         let id = Work::Migrate(work.clone()).id();
         match &mirror.reports.get(&(cluster.clone(), id))?.value.report {
             Report::Migrate(report) => Some(report),
-            Report::Scan(_) | Report::Cache(_) | Report::Remove(_) | Report::Mount(_) | Report::Serve(_) => None,
+            _ => None,
         }
     });
     migration::step(&Facts {
@@ -165,32 +165,37 @@ async fn withdraw_orphans(context: &PlannerContext, mirror: &Mirror, key: &Named
 }
 
 /// What `describe` shows of a change of phase.
-fn event(context: &PlannerContext, operation: &DataMigrate, next: &Next) -> Option<Event> {
-    let status = &next.status;
-    let bad = matches!(status.phase, OperationPhase::Failed);
+pub(super) fn event<R: Resource>(
+    context: &PlannerContext,
+    operation: &R,
+    phase: OperationPhase,
+    message: &str,
+) -> Option<Event> {
+    let bad = matches!(phase, OperationPhase::Failed);
+    let operation = operation.meta();
     let now = context.clock.now();
-    let short: String = operation.metadata.uid.chars().take(8).collect();
-    let name = format!("{}.{short}.{}", operation.metadata.name, status.phase.as_str().to_ascii_lowercase());
-    (status.phase != OperationPhase::Pending).then(|| Event {
+    let short: String = operation.uid.chars().take(8).collect();
+    let name = format!("{}.{short}.{}", operation.name, phase.as_str().to_ascii_lowercase());
+    (phase != OperationPhase::Pending).then(|| Event {
         api_version: Event::INFO.api_version(),
         kind: Event::INFO.kind.to_owned(),
         metadata: ObjectMeta {
             name,
-            namespace: operation.metadata.namespace.clone(),
+            namespace: operation.namespace.clone(),
             uid: fresh_uid(),
             creation_timestamp: Some(now),
             ..ObjectMeta::default()
         },
         involved_object: ObjectReference {
-            api_version: DataMigrate::INFO.api_version(),
-            kind: DataMigrate::INFO.kind.to_owned(),
-            namespace: operation.metadata.namespace.clone(),
-            name: operation.metadata.name.clone(),
-            uid: operation.metadata.uid.clone(),
+            api_version: R::INFO.api_version(),
+            kind: R::INFO.kind.to_owned(),
+            namespace: operation.namespace.clone(),
+            name: operation.name.clone(),
+            uid: operation.uid.clone(),
             ..ObjectReference::default()
         },
-        reason: status.phase.as_str().to_owned(),
-        message: status.message.clone(),
+        reason: phase.as_str().to_owned(),
+        message: message.to_owned(),
         event_type: if bad { "Warning" } else { "Normal" }.to_owned(),
         count: 1,
         first_timestamp: Some(now),

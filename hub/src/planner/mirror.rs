@@ -5,7 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fluvial_model::desired::{Work, split_assignment_key};
-use fluvial_model::kinds::{CacheLocation, Cluster, DataMigrate, Dataset, DatasetMount, Placement, Storage};
+use fluvial_model::kinds::{
+    BackupRepository, CacheLocation, Cluster, DataBackup, DataMigrate, DataRestore, Dataset, DatasetMount,
+    OperationStatus, Placement, Storage,
+};
 use fluvial_model::placement::Decision;
 use fluvial_model::report::{StoredReport, split_report_key};
 use fluvial_model::resource::Resource;
@@ -35,6 +38,9 @@ pub(super) struct Dirty {
     datasets: BTreeSet<Named>,
     storages: BTreeSet<String>,
     clusters: BTreeSet<String>,
+    backups: BTreeSet<Named>,
+    restores: BTreeSet<Named>,
+    repositories: BTreeSet<String>,
 }
 
 impl Dirty {
@@ -59,6 +65,15 @@ impl Dirty {
     pub(super) fn take_storages(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.storages)
     }
+    pub(super) fn take_backups(&mut self) -> BTreeSet<Named> {
+        std::mem::take(&mut self.backups)
+    }
+    pub(super) fn take_restores(&mut self) -> BTreeSet<Named> {
+        std::mem::take(&mut self.restores)
+    }
+    pub(super) fn take_repositories(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.repositories)
+    }
     pub(super) fn take_clusters(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.clusters)
     }
@@ -70,6 +85,9 @@ pub(super) struct Mirror {
     pub(super) revision: Revision,
     pub(super) datasets: BTreeMap<Named, At<Dataset>>,
     pub(super) migrates: BTreeMap<Named, At<DataMigrate>>,
+    pub(super) backups: BTreeMap<Named, At<DataBackup>>,
+    pub(super) restores: BTreeMap<Named, At<DataRestore>>,
+    pub(super) repositories: BTreeMap<String, At<BackupRepository>>,
     pub(super) placements: BTreeMap<Named, At<Placement>>,
     pub(super) locations: BTreeMap<Named, At<CacheLocation>>,
     pub(super) mounts: BTreeMap<Named, At<DatasetMount>>,
@@ -126,6 +144,9 @@ impl Mirror {
     pub(super) fn mark_all(&mut self) {
         self.dirty.placements.extend(self.placements.keys().cloned());
         self.dirty.migrates.extend(self.migrates.keys().cloned());
+        self.dirty.backups.extend(self.backups.keys().cloned());
+        self.dirty.restores.extend(self.restores.keys().cloned());
+        self.dirty.repositories.extend(self.repositories.keys().cloned());
         self.dirty.datasets.extend(self.datasets.keys().cloned());
         self.dirty.storages.extend(self.storages.keys().cloned());
         self.dirty.clusters.extend(self.clusters.keys().cloned());
@@ -150,6 +171,11 @@ impl Mirror {
     pub(super) fn mark_unfinished(&mut self) {
         let unfinished = self.migrates.iter().filter(|(_, m)| !m.value.phase().is_final()).map(|(key, _)| key.clone());
         self.dirty.migrates.extend(unfinished);
+        let unfinished = self.backups.iter().filter(|(_, b)| !finished(b.value.status.as_ref().map(|s| &s.operation)));
+        self.dirty.backups.extend(unfinished.map(|(key, _)| key.clone()));
+        let unfinished = self.restores.iter().filter(|(_, r)| !finished(r.value.status.as_ref().map(|s| &s.operation)));
+        self.dirty.restores.extend(unfinished.map(|(key, _)| key.clone()));
+        self.dirty.repositories.extend(self.repositories.keys().cloned());
         let leaving = self.clusters.iter().filter(|(_, c)| c.metadata.deletion_timestamp.is_some());
         self.dirty.clusters.extend(leaving.map(|(name, _)| name.clone()));
         let unlisted = self.datasets.iter().filter(|(_, d)| {
@@ -201,6 +227,25 @@ impl Mirror {
                 self.mark_dataset_of(&at.value);
                 self.dirty.migrates.insert(named.clone());
                 self.migrates.insert(named, at);
+            }
+        } else if key.starts_with(&DataBackup::INFO.prefix()) {
+            if let Some(at) = read::<DataBackup>(objects, kv) {
+                let named = named(&at.value);
+                self.dirty.repositories.insert(at.value.spec.repository.clone());
+                self.dirty.backups.insert(named.clone());
+                self.backups.insert(named, at);
+            }
+        } else if key.starts_with(&DataRestore::INFO.prefix()) {
+            if let Some(at) = read::<DataRestore>(objects, kv) {
+                let named = named(&at.value);
+                self.dirty.restores.insert(named.clone());
+                self.restores.insert(named, at);
+            }
+        } else if key.starts_with(&BackupRepository::INFO.prefix()) {
+            if let Some(at) = read::<BackupRepository>(objects, kv) {
+                let name = at.value.metadata.name.clone();
+                self.dirty.repositories.insert(name.clone());
+                self.repositories.insert(name, at);
             }
         } else if key.starts_with(&DatasetMount::INFO.prefix()) {
             if let Some(at) = read::<DatasetMount>(objects, kv) {
@@ -298,6 +343,25 @@ impl Mirror {
         let mut parts = id.split('/');
         let (Some(kind), Some(namespace), Some(name)) = (parts.next(), parts.next(), parts.next()) else { return };
         let dataset = (namespace.to_owned(), name.to_owned());
+        match kind {
+            "repository" => {
+                self.dirty.repositories.insert(name.to_owned());
+                return;
+            }
+            "backup" => self.dirty.backups.extend(
+                self.backups
+                    .iter()
+                    .filter(|(_, b)| b.value.metadata.namespace == namespace && b.value.spec.dataset == name)
+                    .map(|(key, _)| key.clone()),
+            ),
+            "restore" => self.dirty.restores.extend(
+                self.restores
+                    .iter()
+                    .filter(|(_, r)| r.value.metadata.namespace == namespace && r.value.spec.dataset == name)
+                    .map(|(key, _)| key.clone()),
+            ),
+            _ => {}
+        }
         if kind == "migrate" || kind == "serve" {
             let operations = self.migrates.iter().filter(|(_, m)| m.value.dataset() == Some((namespace, name)));
             self.dirty.migrates.extend(operations.map(|(key, _)| key.clone()));
@@ -332,6 +396,15 @@ impl Mirror {
                 self.mark_dataset_of(&gone.value);
             }
             self.dirty.migrates.insert(named);
+        } else if let Some(named) = in_namespace(DataBackup::INFO.prefix()) {
+            self.backups.remove(&named);
+            self.dirty.backups.insert(named);
+        } else if let Some(named) = in_namespace(DataRestore::INFO.prefix()) {
+            self.restores.remove(&named);
+            self.dirty.restores.insert(named);
+        } else if let Some(name) = key.strip_prefix(&BackupRepository::INFO.prefix()) {
+            self.repositories.remove(name);
+            self.dirty.repositories.insert(name.to_owned());
         } else if let Some(named) = in_namespace(DatasetMount::INFO.prefix()) {
             if let Some(gone) = self.mounts.remove(&named) {
                 self.dirty.dataset((named.0, gone.value.spec.dataset));
@@ -354,6 +427,11 @@ impl Mirror {
             self.mark_everything_placed();
         }
     }
+}
+
+/// Whether an operation has ended.
+fn finished(status: Option<&OperationStatus>) -> bool {
+    status.is_some_and(|status| status.phase.is_final())
 }
 
 fn named<R: Resource>(object: &R) -> Named {

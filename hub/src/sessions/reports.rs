@@ -9,7 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fluvial_model::desired::assignment_key;
-use fluvial_model::report::{AgentReport, CacheReport, MigrateReport, Report, StoredReport, report_key};
+use fluvial_model::report::{
+    AgentReport, BackupReport, CacheReport, MigrateReport, Report, RestoreReport, StoredReport, report_key,
+};
 use fluvial_model::store::{Compare, Op, Txn, TxnOutcome};
 use fluvial_proto::v1;
 use fluvial_proto::v1::hub_message::Message;
@@ -231,7 +233,14 @@ fn without_progress(report: &Report) -> Report {
             Report::Cache(CacheReport { cached_bytes: 0, cached_files: 0, nodes: Vec::new(), ..cache.clone() })
         }
         Report::Migrate(migrate) => Report::Migrate(MigrateReport { progress: Default::default(), ..migrate.clone() }),
-        Report::Scan(_) | Report::Remove(_) | Report::Mount(_) | Report::Serve(_) => report.clone(),
+        Report::Backup(backup) => Report::Backup(BackupReport { progress: Default::default(), ..backup.clone() }),
+        Report::Restore(restore) => {
+            let copy = MigrateReport { progress: Default::default(), ..restore.copy.clone() };
+            Report::Restore(RestoreReport { copy, ..restore.clone() })
+        }
+        Report::Scan(_) | Report::Remove(_) | Report::Mount(_) | Report::Serve(_) | Report::Repository(_) => {
+            report.clone()
+        }
     }
 }
 

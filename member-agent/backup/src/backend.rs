@@ -39,10 +39,22 @@ impl Writes {
         }
         *under_way += usize::from(begin);
     }
+}
 
-    fn end(&self) {
-        *self.under_way.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.one_ended.notify_all();
+/// One pack that is being written. Dropped undone, as a runtime that ends drops what it has not begun, it is a failure.
+struct Turn {
+    writes: Arc<Writes>,
+    stop: Stop,
+    done: bool,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.done {
+            self.stop.fail(TransferError::Cancelled { op: "write a pack" }.into());
+        }
+        *self.writes.under_way.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.writes.one_ended.notify_all();
     }
 }
 
@@ -60,15 +72,15 @@ impl Backend {
 
     fn behind(&self, id: &Id, parts: Vec<Bytes>) {
         self.writes.wait(WRITES, true);
-        let (files, stop, writes, name) = (self.files.clone(), self.stop.clone(), self.writes.clone(), name_of(id));
+        let mut turn = Turn { writes: self.writes.clone(), stop: self.stop.clone(), done: false };
+        let (files, name) = (self.files.clone(), name_of(id));
         let write = move || {
-            if !stop.stopped()
+            if !turn.stop.stopped()
                 && let Err(error) = files.write(Located::In(Folder::Data, &name), &parts)
             {
-                stop.fail(error.into());
+                turn.stop.fail(error.into());
             }
-            drop(parts);
-            writes.end();
+            turn.done = true;
         };
         self.handle.spawn_blocking(write);
     }

@@ -41,8 +41,9 @@ impl Dataset {
         PathBuf::from(format!("/{}/{}.fluvial", self.namespace, self.name))
     }
 
-    pub(crate) fn tags(&self) -> String {
-        format!("{TAG},{DATASET_TAG}{}/{}", self.namespace, self.name)
+    /// The tags of a snapshot of it that an operation writes.
+    pub(crate) fn tags(&self, operation: &str) -> String {
+        format!("{TAG},{DATASET_TAG}{}/{},{}", self.namespace, self.name, operation_tag(operation))
     }
 
     /// The dataset that a snapshot's tags name.
@@ -52,6 +53,11 @@ impl Dataset {
         let (namespace, name) = named?.split_once('/')?;
         Some(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
+}
+
+/// The tag that names the operation that wrote a snapshot.
+pub(crate) fn operation_tag(operation: &str) -> String {
+    format!("operation:{operation}")
 }
 
 /// The entry: what a federation needs to make the dataset again.

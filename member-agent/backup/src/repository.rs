@@ -208,7 +208,7 @@ impl Repository {
         Ok((all.iter().map(tell).collect(), count))
     }
 
-    fn all(&self) -> Result<Vec<SnapshotFile>, BackupError> {
+    pub(crate) fn all(&self) -> Result<Vec<SnapshotFile>, BackupError> {
         self.told("list snapshots", self.inner.get_all_snapshots())
     }
 

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::BackupError;
 use crate::digests::{self, Digests};
-use crate::entry::{Dataset, Entry, FORMAT};
-use crate::repository::{Repository, Snapshot, Target, tell};
+use crate::entry::{Dataset, Entry, FORMAT, operation_tag};
+use crate::repository::{Repository, Snapshot, Target, entry, tell};
 use crate::source::{Before, Counts, Entries, Known, Shared, Source};
 use crate::tree::{Indexed, Selection, Walk, size_and_time};
 
@@ -27,6 +27,8 @@ const NAMED_PATHS: usize = 100;
 /// What to back up, and where.
 #[derive(Debug, Clone)]
 pub struct Save {
+    /// Names the work: a snapshot that it has written already is its answer.
+    pub id: String,
     /// The repository.
     pub repository: Target,
     /// The dataset.
@@ -139,6 +141,9 @@ fn run(
     let stop = repository.stop.clone();
     let indexed = repository.indexed()?;
     let place = repository.files.place();
+    if let Some(saved) = written_before(&repository, &indexed, &job)? {
+        return Ok(saved);
+    }
     let parent = repository.find("latest", &job.dataset).ok();
     let parent = parent.filter(|parent| Dataset::of_tags(&parent.tags).as_ref() == Some(&job.dataset));
     let digests = Digests::create(&job.scratch.join("digests"), regular_files(&listing)?)?;
@@ -167,7 +172,7 @@ fn run(
     let entries = Entries::new(shared.clone(), job.dataset.clone(), catalog.clone(), manifest, before);
     let source = Source { entries: Mutex::new(Some(entries)) };
     let options = SnapshotOptions::default().host(Some(job.host)).command(Some("fluvial backup".to_owned()));
-    let snapshot = options.add_tags(&job.dataset.tags()).and_then(|options| options.to_snapshot());
+    let snapshot = options.add_tags(&job.dataset.tags(&job.id)).and_then(|options| options.to_snapshot());
     let snapshot = snapshot.map_err(|error| BackupError::library("back up", place, &error))?;
     let mut parents = ParentOptions::default();
     match &parent {
@@ -186,6 +191,23 @@ fn run(
     snapshot.root = Some(built.root.to_string());
     let bytes_read = shared.meter.counts.bytes_read.load(Ordering::Relaxed);
     Ok(Saved { snapshot, root: built.root, totals: built.totals, bytes_read })
+}
+
+/// The snapshot that this very work wrote before it was killed, if it came so far.
+fn written_before(repository: &Repository, indexed: &Indexed, job: &Save) -> Result<Option<Saved>, BackupError> {
+    let tag = operation_tag(&job.id);
+    let Some(written) = repository.all()?.into_iter().find(|snapshot| snapshot.tags.contains(&tag)) else {
+        return Ok(None);
+    };
+    let place = repository.files.place();
+    let Some(entry) = entry(indexed, &written, &job.dataset, place)? else { return Ok(None) };
+    let damaged =
+        |_| BackupError::Damaged { place: place.to_owned(), what: format!("root {:?} of an entry", entry.root) };
+    let root: Root = entry.root.parse().map_err(damaged)?;
+    let mut snapshot = tell(&written);
+    (snapshot.files, snapshot.bytes) = (entry.totals.files, entry.totals.bytes);
+    snapshot.root = Some(entry.root.clone());
+    Ok(Some(Saved { snapshot, root, totals: entry.totals, bytes_read: 0 }))
 }
 
 fn lost(what: &str) -> BackupError {

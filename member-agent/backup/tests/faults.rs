@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fluvial_backup::{BackupError, Repository, Retention, save};
-use fluvial_transfer::{Location, TransferError};
+use fluvial_transfer::TransferError;
 use support::{Bench, PASSWORD, files_below, make_tree, noise};
 use tokio_util::sync::CancellationToken;
 

@@ -260,6 +260,12 @@ fn concerns(work: &Work, node: &str) -> bool {
     match work {
         Work::Cache(_) => true,
         Work::Mount(mount) => mount.node == node,
-        Work::Scan(_) | Work::Migrate(_) | Work::Remove(_) | Work::Serve(_) => false,
+        Work::Scan(_)
+        | Work::Migrate(_)
+        | Work::Remove(_)
+        | Work::Serve(_)
+        | Work::Backup(_)
+        | Work::Restore(_)
+        | Work::Repository(_) => false,
     }
 }

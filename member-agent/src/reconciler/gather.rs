@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use fluvial_model::desired::Work;
-use fluvial_model::report::{MigratePhase, Problem, Report, StoredReport};
+use fluvial_model::report::{MigratePhase, Problem, Report, RestoreReport, StoredReport};
 
 use super::plan::{Assigned, Doing};
 use crate::ledger::{Assignment, Error, Ledger};
@@ -35,8 +35,8 @@ fn assigned(assignment: &Assignment, report: Option<&StoredReport>, ended: &Ende
         generation: assignment.generation,
         withdrawn: assignment.withdrawn,
         leaves_traces: match assignment.work {
-            Work::Cache(_) | Work::Migrate(_) | Work::Mount(_) => true,
-            Work::Scan(_) | Work::Remove(_) | Work::Serve(_) => false,
+            Work::Cache(_) | Work::Migrate(_) | Work::Mount(_) | Work::Restore(_) => true,
+            Work::Scan(_) | Work::Remove(_) | Work::Serve(_) | Work::Backup(_) | Work::Repository(_) => false,
         },
         settled: ended_here || finished_before,
     }
@@ -49,7 +49,9 @@ fn finished(report: &Report) -> bool {
     match report {
         Report::Scan(scan) => scan.found.is_some() || given_up(&scan.problem),
         Report::Cache(_) | Report::Mount(_) | Report::Serve(_) => false,
-        Report::Migrate(migrate) => match migrate.phase {
+        Report::Backup(backup) => backup.written.is_some() || given_up(&backup.problem),
+        Report::Repository(repository) => repository.found.is_some() || given_up(&repository.problem),
+        Report::Migrate(migrate) | Report::Restore(RestoreReport { copy: migrate, .. }) => match migrate.phase {
             MigratePhase::Done | MigratePhase::Failed | MigratePhase::Discarded => true,
             MigratePhase::Planning | MigratePhase::Copying | MigratePhase::Verifying => false,
         },

@@ -5,13 +5,14 @@
 
 use std::error::Error as StdError;
 
+use fluvial_backup::BackupError;
 use fluvial_engine::EngineError;
 use fluvial_model::causes::chain;
 use fluvial_model::kinds;
 use fluvial_model::manifest::ReadError;
-use fluvial_model::report::{MigratePhase, MountReport, Problem, Totals};
+use fluvial_model::report::{MigratePhase, MigrateReport, MountReport, Problem, Totals, Version};
 use fluvial_mount::fs::Mode;
-use fluvial_transfer::{Phase, Progress, TransferError};
+use fluvial_transfer::{CopyReport, Phase, Progress, TransferError};
 
 use super::locate;
 use crate::mounts::{self, MountState};
@@ -70,6 +71,24 @@ impl From<TransferError> for Trouble {
             TransferError::Cancelled { .. } => Self::Cancelled,
             error => Self::new(reason(&error), &error, error.is_transient()),
         }
+    }
+}
+
+impl From<BackupError> for Trouble {
+    fn from(error: BackupError) -> Self {
+        let word = match error {
+            BackupError::Transfer(error) => return error.into(),
+            BackupError::WrongPassword { .. } => "WrongPassword",
+            BackupError::NoRepository { .. } | BackupError::NoSnapshot { .. } | BackupError::NoPath { .. } => {
+                "NotFound"
+            }
+            BackupError::Version { .. } => "Unsupported",
+            BackupError::Locked { .. } | BackupError::LockLost { .. } => "Locked",
+            BackupError::Damaged { .. } => "Corrupt",
+            BackupError::Ambiguous { .. } => "Invalid",
+            BackupError::Repository { .. } | BackupError::File { .. } => "Internal",
+        };
+        Self::new(word, &error, error.is_transient())
     }
 }
 
@@ -165,6 +184,21 @@ pub fn phase(phase: Phase) -> MigratePhase {
         Phase::Copying => MigratePhase::Copying,
         Phase::Verifying | Phase::Finishing => MigratePhase::Verifying,
     }
+}
+
+/// A copy that is complete, as reports have it.
+#[must_use]
+pub fn copied(copied: &CopyReport) -> MigrateReport {
+    let totals = totals(copied.totals);
+    let progress = kinds::Progress {
+        files_done: totals.files,
+        files_total: totals.files,
+        bytes_done: totals.bytes,
+        bytes_total: totals.bytes,
+        ..kinds::Progress::default()
+    };
+    let version = Some(Version { root: copied.root.to_string(), totals, digested: true });
+    MigrateReport { phase: MigratePhase::Done, progress, version, problem: None }
 }
 
 /// How far a copy is, as reports have it.

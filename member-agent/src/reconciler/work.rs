@@ -1,8 +1,10 @@
-//! What the tasks do: scan, cache, migrate, remove, and clean up after them.
+//! What the tasks do: scan, cache, migrate, back up, restore, remove, and clean up after them.
 //!
 //! Every attempt reads its assignment from the ledger anew, so that a secret that changed is used; every result is in the
 //! ledger before the task ends. What may pass is tried again after a pause that grows to [`RETRY_LONGEST`], for ever, and
 //! says so; what somebody has to change ends the work with a problem.
+
+mod backup;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,11 +12,13 @@ use std::time::Duration;
 
 use fluvial_certs::Identity;
 use fluvial_engine::{CacheRequest, Engine, Loaded};
-use fluvial_model::desired::{CacheWork, MigrateWork, MountWork, Relay, RemoveWork, ScanWork, ServeWork, Work};
+use fluvial_model::desired::{
+    CacheWork, MigrateWork, MountWork, Relay, RemoveWork, RestoreWork, ScanWork, ServeWork, Work,
+};
 use fluvial_model::kinds::{self, MigrateVerify};
 use fluvial_model::report::{
-    CacheReport, MigratePhase, MigrateReport, MountReport, Problem, RemoveReport, Report, ScanReport, ServeReport,
-    StoredReport, Version,
+    BackupReport, CacheReport, MigratePhase, MigrateReport, MountReport, Problem, RemoveReport, Report,
+    RepositoryReport, RestoreReport, ScanReport, ServeReport, StoredReport, Version,
 };
 use fluvial_transfer::listing::OpenMount;
 use fluvial_transfer::place::Place;
@@ -193,9 +197,15 @@ impl Works {
         let done = match &work {
             Work::Scan(scan) => self.scan(scan, &secrets, cancel).await,
             Work::Cache(cache) => self.cache(id, generation, cache, &secrets).await,
-            Work::Migrate(migrate) if migrate.cancel => self.discard(migrate, &secrets).await,
+            Work::Migrate(migrate) if migrate.cancel => self.discard(migrate, &secrets).await.map(Report::Migrate),
             Work::Migrate(migrate) => self.migrate(id, generation, migrate, &secrets, cancel).await,
             Work::Remove(remove) => self.remove(remove, &secrets).await,
+            Work::Backup(backup) => self.backup(id, generation, backup, &secrets, cancel).await,
+            Work::Restore(restore) if restore.copy.cancel => {
+                self.discard(&restore.copy, &secrets).await.map(backup::unfinished)
+            }
+            Work::Restore(restore) => self.restore(id, generation, restore, &secrets, cancel).await,
+            Work::Repository(repository) => self.repository(repository, &secrets, cancel).await,
             Work::Mount(mount) if self.peers.leads && !mount.node.is_empty() && mount.node != self.peers.node => {
                 self.mount_elsewhere(id, generation, mount).await
             }
@@ -222,15 +232,21 @@ impl Works {
                 let phase = if problem.retrying { "Filling" } else { "Failed" };
                 Report::Cache(CacheReport { phase: phase.to_owned(), problem: Some(problem), ..held })
             }
-            Work::Migrate(_) => {
+            Work::Migrate(_) | Work::Restore(_) => {
                 let phase = if problem.retrying { MigratePhase::Copying } else { MigratePhase::Failed };
-                let id = id.to_owned();
-                let progress = match self.ledger.call(move |ledger| ledger.last_report(&id)).await {
-                    Ok(Some(StoredReport { report: Report::Migrate(last), .. })) => last.progress,
-                    _ => kinds::Progress::default(),
-                };
-                Report::Migrate(MigrateReport { phase, progress, version: None, problem: Some(problem) })
+                let progress = self.last_progress(id).await;
+                let report = MigrateReport { phase, progress, version: None, problem: Some(problem) };
+                if matches!(work, Work::Migrate(_)) { Report::Migrate(report) } else { backup::unfinished(report) }
             }
+            Work::Backup(_) => {
+                let progress = self.last_progress(id).await;
+                Report::Backup(BackupReport { progress, written: None, problem: Some(problem) })
+            }
+            Work::Repository(work) => Report::Repository(RepositoryReport {
+                request: work.request.clone(),
+                problem: Some(problem),
+                ..RepositoryReport::default()
+            }),
             Work::Remove(_) => Report::Remove(RemoveReport { removed: false, problem: Some(problem) }),
             Work::Serve(_) => Report::Serve(ServeReport { problem: Some(problem) }),
             Work::Mount(mount) => Report::Mount(MountReport {
@@ -238,6 +254,16 @@ impl Works {
                 problem: Some(problem),
                 ..MountReport::default()
             }),
+        }
+    }
+
+    /// How far the work was when it was told last.
+    async fn last_progress(&self, id: &str) -> kinds::Progress {
+        let id = id.to_owned();
+        match self.ledger.call(move |ledger| ledger.last_report(&id)).await {
+            Ok(Some(StoredReport { report: Report::Backup(last), .. })) => last.progress,
+            Ok(Some(last)) => copy_of(&last).map(|copy| copy.progress.clone()).unwrap_or_default(),
+            _ => kinds::Progress::default(),
         }
     }
 
@@ -422,45 +448,47 @@ impl Works {
             blocks::pull(&self.link, &self.blocks, root).await?;
         }
         let progress = watch::Sender::new(Progress::default());
-        let mut news = progress.subscribe();
+        let news = progress.subscribe();
         let context = CopyContext::new(self.journal.clone(), self.blocks.clone(), progress, cancel.clone());
         let copy = async {
             let _turn = self.copies.acquire().await.map_err(|_| Trouble::Cancelled)?;
             fluvial_transfer::copy::copy_between(job, context, sources, to).await.map_err(Trouble::from)
         };
+        let copied = self.follow_copy((id, generation), news, copy, Report::Migrate).await?;
+        blocks::push(&self.link, &self.ledger, &self.blocks, copied.root).await?;
+        Ok(Report::Migrate(report::copied(&copied)))
+    }
+
+    /// Waits for a copy, and tells how far it is.
+    async fn follow_copy<T>(
+        &self,
+        (id, generation): (&str, u64),
+        mut news: watch::Receiver<Progress>,
+        copy: impl Future<Output = Result<T, Trouble>>,
+        told: fn(MigrateReport) -> Report,
+    ) -> Result<T, Trouble> {
         tokio::pin!(copy);
         let mut tick = ticker();
-        let copied = loop {
+        loop {
             tokio::select! {
-                copied = &mut copy => break copied?,
+                copied = &mut copy => return copied,
                 _ = tick.tick() => {
                     let report = {
                         let now = news.borrow_and_update();
                         let (phase, progress) = (report::phase(now.phase), report::progress(&now));
                         MigrateReport { phase, progress, version: None, problem: None }
                     };
-                    self.tell(id, generation, Report::Migrate(report)).await?;
+                    self.tell(id, generation, told(report)).await?;
                 }
             }
-        };
-        blocks::push(&self.link, &self.ledger, &self.blocks, copied.root).await?;
-        let totals = report::totals(copied.totals);
-        let progress = kinds::Progress {
-            files_done: totals.files,
-            files_total: totals.files,
-            bytes_done: totals.bytes,
-            bytes_total: totals.bytes,
-            ..kinds::Progress::default()
-        };
-        let version = Some(Version { root: copied.root.to_string(), totals, digested: true });
-        Ok(Report::Migrate(MigrateReport { phase: MigratePhase::Done, progress, version, problem: None }))
+        }
     }
 
-    async fn discard(&self, work: &MigrateWork, secrets: &Secrets) -> Result<Report, Trouble> {
+    async fn discard(&self, work: &MigrateWork, secrets: &Secrets) -> Result<MigrateReport, Trouble> {
         let target = locate::location(&work.target, secrets)?;
         fluvial_transfer::discard(&work.operation, &target, &self.journal).await?;
         let progress = kinds::Progress::default();
-        Ok(Report::Migrate(MigrateReport { phase: MigratePhase::Discarded, progress, version: None, problem: None }))
+        Ok(MigrateReport { phase: MigratePhase::Discarded, progress, version: None, problem: None })
     }
 
     async fn remove(&self, work: &RemoveWork, secrets: &Secrets) -> Result<Report, Trouble> {
@@ -473,12 +501,10 @@ impl Works {
         let Some(assignment) = self.read(id).await? else { return Ok(()) };
         match &assignment.work {
             Work::Cache(work) => self.engine.evict(&work.dataset.uid).await?,
-            Work::Migrate(work) => {
+            Work::Migrate(work) | Work::Restore(RestoreWork { copy: work, .. }) => {
                 let owned = id.to_owned();
                 let last = self.ledger.call(move |ledger| ledger.last_report(&owned)).await?;
-                let done = last.is_some_and(
-                    |last| matches!(&last.report, Report::Migrate(report) if report.phase == MigratePhase::Done),
-                );
+                let done = last.as_ref().and_then(copy_of).is_some_and(|copy| copy.phase == MigratePhase::Done);
                 // A finished copy is a home by now: it is the hub's to remove. Its journal stays: it is what answers
                 // for the copy if the same operation is ever asked for again.
                 if !done {
@@ -492,9 +518,17 @@ impl Works {
                 let directory = directory_of(work).await?;
                 self.mounts.take_away(&work.mount, &directory, &source_of(work)).await?;
             }
-            Work::Scan(_) | Work::Remove(_) | Work::Serve(_) => {}
+            Work::Scan(_) | Work::Remove(_) | Work::Serve(_) | Work::Backup(_) | Work::Repository(_) => {}
         }
         Ok(())
+    }
+}
+
+/// What a report says of a copy, if it is one of a copy.
+fn copy_of(stored: &StoredReport) -> Option<&MigrateReport> {
+    match &stored.report {
+        Report::Migrate(copy) | Report::Restore(RestoreReport { copy, .. }) => Some(copy),
+        _ => None,
     }
 }
 

@@ -1,5 +1,5 @@
 //! Trees, repositories and `restic` for the tests of this crate.
-#![allow(dead_code, reason = "not every test file uses everything")]
+#![allow(clippy::unwrap_used, clippy::panic, dead_code, reason = "tests fail by panicking, and use what they need")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -30,7 +30,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let location = Location::new(format!("file://{}", folder.path().join("repository").display()));
         let blocks = BlockStore::open(folder.path().join("blocks")).unwrap();
-        let journal = Journal::open(&folder.path().join("journal")).unwrap();
+        let journal = Journal::open(folder.path().join("journal")).unwrap();
         fs::create_dir(folder.path().join("source")).unwrap();
         let bench = Self { folder, location, blocks, journal };
         assert!(bench.with_repository(|_| Ok(())).await.is_err(), "there is none yet");
@@ -66,6 +66,7 @@ impl Bench {
     pub fn job(&self, source: &Path) -> Save {
         let location = Location::new(format!("file://{}", source.display()));
         Save {
+            id: format!("{:x}", rand::random::<u64>()),
             repository: self.target(),
             dataset: dataset("bert"),
             sources: vec![SourceMount { path: RelativePath::root(), location }],

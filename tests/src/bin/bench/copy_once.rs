@@ -26,7 +26,8 @@ pub(crate) struct Arguments {
     state: PathBuf,
 }
 
-fn location(uri: String) -> Result<Location> {
+/// A location, with the keys of the environment if it is in a bucket.
+pub(crate) fn location(uri: String) -> Result<Location> {
     let s3 = uri.starts_with("s3://");
     let mut location = Location::new(uri);
     if s3 {

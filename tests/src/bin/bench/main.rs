@@ -9,6 +9,7 @@
 //! decides no test.
 #![allow(clippy::print_stdout, reason = "the lines are what this program is for")]
 
+mod backup;
 mod connection;
 mod copy_once;
 mod etcd;
@@ -57,6 +58,11 @@ enum Area {
     Transfer,
     /// Datasets of S3 as directories, warm against the disk itself, cold against rclone mount, s3fs and JuiceFS.
     Mount,
+    /// Backups of files to a disk and to S3 against restic.
+    Backup,
+    /// One backup, in a process of its own.
+    #[command(hide = true)]
+    BackupOnce(backup::Arguments),
     /// One copy, in a process of its own so that its memory and its time on the processors can be seen.
     #[command(hide = true)]
     CopyOnce(copy_once::Arguments),
@@ -71,6 +77,8 @@ async fn main() -> Result<()> {
             Area::Hub => hub::run(size, &mut report).await,
             Area::Transfer => transfer::run(size, &mut report).await,
             Area::Mount => mount::run(size, &mut report).await,
+            Area::Backup => backup::run(size, &mut report).await,
+            Area::BackupOnce(arguments) => return backup::once(arguments).await,
             Area::CopyOnce(arguments) => return copy_once::run(arguments).await,
         }?;
         eprint!("{}", report.table());

@@ -1,0 +1,161 @@
+//! `fluvial backup`, `fluvial restore`: snapshots of datasets, and what becomes of them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use fluvial_model::kinds::{DataBackup, DataBackupSpec, DataRestore, DataRestoreSpec, MemberDirectory};
+use fluvial_model::resource::Resource;
+use http::Method;
+use kube::Client;
+
+use super::migrate;
+use crate::args::{Namespace, duration};
+use crate::client::{self, JSON};
+use crate::kinds::in_path;
+use crate::{objects, output};
+
+/// What following an operation needs.
+#[derive(Debug, Args)]
+pub(crate) struct Following {
+    /// Follow it to its end; exit 0 only if it is complete.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait; it goes on afterwards. 24h if not given.
+    #[arg(long, value_parser = duration)]
+    timeout: Option<Duration>,
+    /// The operation's name; made from the dataset's if not given.
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    namespace: Namespace,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: output::Form,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    dataset: String,
+    /// The BackupRepository.
+    #[arg(long)]
+    repository: String,
+    /// Check the repository's structure afterwards.
+    #[arg(long)]
+    check: bool,
+    /// Only say who would do it, and how much there is.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    following: Following,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The dataset to fill, or to make.
+    dataset: String,
+    /// The BackupRepository.
+    #[arg(long)]
+    repository: String,
+    /// The beginning of a snapshot's id; the newest of the dataset if not given.
+    #[arg(long)]
+    snapshot: Option<String>,
+    /// The dataset whose newest snapshot is meant, if it has another name.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    from: Option<String>,
+    /// The Storage that gets a new home of the dataset.
+    #[arg(long, value_name = "STORAGE", required_unless_present = "directory", conflicts_with = "directory")]
+    to: Option<String>,
+    /// A directory of a member's machine, empty or not there yet; the catalog does not know it.
+    #[arg(long, requires = "cluster")]
+    directory: Option<PathBuf>,
+    /// The member on whose machine the directory is.
+    #[arg(long, requires = "directory")]
+    cluster: Option<String>,
+    /// A file or directory to restore; everything if none is given.
+    #[arg(long = "path", value_name = "PATH")]
+    paths: Vec<String>,
+    /// Parallel streams; 8 if not given.
+    #[arg(long)]
+    parallelism: Option<u32>,
+    #[command(flatten)]
+    following: Following,
+}
+
+pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Backup) -> Result<()> {
+    let client = client::connect(kubeconfig).await?;
+    let Backup { dataset, repository, check, dry_run, following } = arguments;
+    let spec = DataBackupSpec { dataset: dataset.clone(), repository, check, dry_run, ..DataBackupSpec::default() };
+    let following = Following { wait: following.wait || dry_run, ..following };
+    let operation = DataBackup::new(following.namespace.of(&client), "", spec);
+    create(&client, operation, &dataset, following).await
+}
+
+pub(crate) async fn restore(kubeconfig: Option<PathBuf>, arguments: Restore) -> Result<()> {
+    let client = client::connect(kubeconfig).await?;
+    let directory = match (arguments.directory, arguments.cluster) {
+        (Some(directory), Some(cluster)) => {
+            let path = std::path::absolute(&directory).context("reading the directory")?;
+            let Some(path) = path.to_str() else { bail!("directory {}: it is not UTF-8", directory.display()) };
+            Some(MemberDirectory { cluster, path: path.to_owned() })
+        }
+        _ => None,
+    };
+    let spec = DataRestoreSpec {
+        dataset: arguments.dataset.clone(),
+        repository: arguments.repository,
+        snapshot: arguments.snapshot.unwrap_or_default(),
+        from_dataset: arguments.from.unwrap_or_default(),
+        paths: arguments.paths,
+        storage: arguments.to.unwrap_or_default(),
+        directory,
+        parallelism: arguments.parallelism,
+        ..DataRestoreSpec::default()
+    };
+    let operation = DataRestore::new(arguments.following.namespace.of(&client), "", spec);
+    create(&client, operation, &arguments.dataset, arguments.following).await
+}
+
+/// Creates an operation, and follows it if that is asked for.
+async fn create<R: Resource>(client: &Client, mut operation: R, dataset: &str, following: Following) -> Result<()> {
+    let namespace = in_path("namespace", following.namespace.of(client))?.to_owned();
+    match following.name {
+        Some(name) => operation.meta_mut().name = name,
+        None => operation.meta_mut().generate_name = format!("{dataset}-"),
+    }
+    let object = serde_json::to_value(&operation).context("writing the operation as JSON")?;
+    let made =
+        client::write(client, Method::POST, &objects::path(&R::INFO, &namespace, None), Some((JSON, &object))).await?;
+    let made = R::from_value(&made).context("reading the hub's answer")?;
+    let name = made.meta().name.clone();
+    let table = following.output == output::Form::Table;
+    if table {
+        output::print(&format!("{}.{}/{name} created", R::INFO.singular, R::INFO.group))?;
+    }
+    if !following.wait {
+        if !table {
+            return output::value(&serde_json::to_value(&made).context("writing the operation")?, following.output);
+        }
+        eprintln!("follow it by: fluvial op wait {name} -n {namespace}");
+        return Ok(());
+    }
+    migrate::wait(client, &namespace, &name, following.timeout, following.output).await
+}
+
+/// The API path of the operation of this name, whatever its kind; that of a migration if there is none.
+///
+/// # Errors
+/// If no operation can have that name, or the hub does not answer.
+pub(crate) async fn path_of(client: &Client, namespace: &str, name: &str) -> Result<String> {
+    in_path("namespace", namespace)?;
+    let name = in_path("operation", name)?;
+    for info in [&DataBackup::INFO, &DataRestore::INFO] {
+        let path = objects::path(info, namespace, Some(name));
+        match client::get(client, &path, JSON).await {
+            Ok(_) => return Ok(path),
+            Err(failure) if failure.is_not_found() || failure.may_pass() => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    migrate::path(namespace, name)
+}
