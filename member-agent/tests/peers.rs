@@ -11,7 +11,7 @@ use fluvial_certs::listen::RunningServer;
 use fluvial_certs::tls::ALPN_H2;
 use fluvial_certs::{Authority, Bundle, Identity, KeyPair, Reloadable, TrustDomain};
 use fluvial_engine::contract::Bed;
-use fluvial_engine::{Contents, Engine, EngineError, NodeCache, NodeCacheConfig, Peers, Tier};
+use fluvial_engine::{Contents, Engine, EngineError, Marks, NodeCache, NodeCacheConfig, Peers, Tier};
 use fluvial_member_agent::denied::Denials;
 use fluvial_member_agent::dial::Dialler;
 use fluvial_member_agent::listener::{self, Port, Rules};
@@ -69,7 +69,12 @@ impl Machine {
     fn cache(&self, peers: Option<Arc<dyn Peers>>) -> Arc<NodeCache> {
         let config = NodeCacheConfig {
             index: self.state.path().join("cache.db"),
-            tiers: vec![Tier { medium: "SSD".to_owned(), dir: self.state.path().join("cache"), quota_bytes: 1 << 30 }],
+            tiers: vec![Tier {
+                medium: "SSD".to_owned(),
+                dir: self.state.path().join("cache"),
+                quota_bytes: 1 << 30,
+                marks: Marks::default(),
+            }],
             node: NodeUsage { node: self.name.clone(), ..NodeUsage::default() },
             blocks: self.bed.blocks.clone(),
             peers,

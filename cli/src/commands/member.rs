@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 use clap::Subcommand;
-use fluvial_member_agent::platform::host::TierConfig;
+use fluvial_member_agent::platform::host::{Marks, TierConfig};
 use fluvial_member_agent::{Agent, AgentConfig, JoinConfig, UplinkState};
 use secrecy::SecretString;
 
@@ -32,7 +32,9 @@ pub(crate) enum Command {
         data_dir: PathBuf,
         /// A cache tier, fastest first: MEM, SSD or HDD, its folder, and the most bytes in it. One SSD tier in the data
         /// directory if not given.
-        #[arg(long = "tier", value_name = "MEDIUM=DIR[:BYTES]", value_parser = tier)]
+        /// Above HIGH hundredths of that, files that nobody wants beforehand are given up down to LOW hundredths: 95-90 if
+        /// not given.
+        #[arg(long = "tier", value_name = "MEDIUM=DIR[:BYTES[:HIGH-LOW]]", value_parser = tier)]
         tiers: Vec<TierConfig>,
         /// The node's name; the machine's if not given.
         #[arg(long)]
@@ -52,12 +54,24 @@ pub(crate) enum Command {
 
 pub(super) fn tier(text: &str) -> Result<TierConfig, String> {
     let wrong = |why: &str| {
-        format!("\"{text}\" is no tier: {why}; write MEDIUM=DIR or MEDIUM=DIR:BYTES, such as SSD=/cache:20Gi")
+        format!(
+            "\"{text}\" is no tier: {why}; write MEDIUM=DIR, MEDIUM=DIR:BYTES or MEDIUM=DIR:BYTES:HIGH-LOW, such as \
+             SSD=/cache:20Gi:95-90"
+        )
     };
     let (medium, rest) = text.split_once('=').ok_or_else(|| wrong("it has no '='"))?;
     if !["MEM", "SSD", "HDD"].contains(&medium) {
         return Err(wrong("the medium must be MEM, SSD or HDD"));
     }
+    let (rest, marks) = match rest.rsplit_once(':').and_then(|(before, last)| Some((before, last.split_once('-')?))) {
+        Some((before, (high, low))) if before.contains(':') => {
+            let number = |text: &str| text.parse::<u8>().ok().filter(|number| (1..=100).contains(number));
+            let marks = number(high).zip(number(low)).filter(|(high, low)| low <= high);
+            let wrong = || wrong("its marks are no two numbers from 100 to 1, the higher one first");
+            (before, marks.map(|(high, low)| Marks { high, low }).ok_or_else(wrong)?)
+        }
+        _ => (rest, Marks::default()),
+    };
     let (dir, quota_bytes) = match rest.rsplit_once(':') {
         Some((dir, size)) => (dir, Some(bytes(size).ok_or_else(|| wrong("its size is no number of bytes"))?)),
         None => (rest, None),
@@ -65,7 +79,7 @@ pub(super) fn tier(text: &str) -> Result<TierConfig, String> {
     if dir.is_empty() {
         return Err(wrong("it has no folder"));
     }
-    Ok(TierConfig { medium: medium.to_owned(), dir: dir.into(), quota_bytes })
+    Ok(TierConfig { medium: medium.to_owned(), dir: dir.into(), quota_bytes, marks })
 }
 
 /// Bytes of a text such as `1048576`, `512Mi` or `20Gi`; at least one.
@@ -131,11 +145,20 @@ mod tests {
 
     #[test]
     fn tiers_are_read_with_their_size() {
-        let expected =
-            |medium: &str, dir: &str, quota_bytes| TierConfig { medium: medium.into(), dir: dir.into(), quota_bytes };
+        let expected = |medium: &str, dir: &str, quota_bytes| TierConfig {
+            medium: medium.into(),
+            dir: dir.into(),
+            quota_bytes,
+            marks: Marks::default(),
+        };
         assert_eq!(tier("SSD=/cache"), Ok(expected("SSD", "/cache", None)));
         assert_eq!(tier("MEM=/dev/shm/f:512Mi"), Ok(expected("MEM", "/dev/shm/f", Some(512 << 20))));
         assert_eq!(tier("HDD=d:1"), Ok(expected("HDD", "d", Some(1))));
+        let marked = TierConfig { marks: Marks { high: 80, low: 60 }, ..expected("SSD", "/c", Some(1 << 30)) };
+        assert_eq!(tier("SSD=/c:1Gi:80-60"), Ok(marked));
+        for bad in ["SSD=/c:1Gi:60-80", "SSD=/c:1Gi:80-", "SSD=/c:1Gi:101-60", "SSD=/c:1Gi:80-0"] {
+            assert!(tier(bad).unwrap_err().contains("its marks"), "{bad}");
+        }
         for bad in ["", "SSD", "TAPE=/t", "SSD=", "SSD=:1", "SSD=/c:", "SSD=/c:0", "SSD=/c:1.5Gi", "SSD=/c:99999999Ti"]
         {
             assert!(tier(bad).unwrap_err().starts_with(&format!("\"{bad}\" is no tier")), "{bad}");

@@ -45,7 +45,7 @@ pub(crate) enum Command {
         data_dir: PathBuf,
         /// A cache tier, fastest first: MEM, SSD or HDD, its folder, and the most bytes in it. One SSD tier in the data
         /// directory if not given.
-        #[arg(long = "tier", value_name = "MEDIUM=DIR[:BYTES]", value_parser = tier)]
+        #[arg(long = "tier", value_name = "MEDIUM=DIR[:BYTES[:HIGH-LOW]]", value_parser = tier)]
         tiers: Vec<TierConfig>,
         /// A label of the node, such as topology.kubernetes.io/zone=a.
         #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = label)]

@@ -14,8 +14,9 @@ use fluvial_model::manifest::{Digest, Entry, File, RelativePath, Root, TreeBuild
 use fluvial_model::report::CacheReport;
 use fluvial_transfer::{BlockStore, Location, SourceMount};
 use tempfile::TempDir;
+use tokio::sync::watch;
 
-use crate::engine::{CacheRequest, Contents, Engine, EngineError, Loaded, OpenFile};
+use crate::engine::{CacheRequest, Contents, Engine, EngineError, Loaded, OpenFile, WarmRequest};
 
 /// Opens the engine under test on a directory with room for so many bytes; opening again continues.
 pub type Open = fn(directory: &Path, blocks: &BlockStore, quota_bytes: u64) -> Arc<dyn Engine>;
@@ -154,6 +155,9 @@ pub async fn suite(open: Open) {
     a_file_without_room_is_read_through(open).await;
     wrong_contents_are_never_complete(open).await;
     only_the_prepared_version_is_opened(open).await;
+    what_was_fetched_of_a_file_survives_a_restart(open).await;
+    a_new_version_gives_up_what_was_fetched_of_files_that_changed(open).await;
+    a_load_brings_what_it_names_and_keeps_it_while_it_runs(open).await;
 }
 
 async fn a_dataset_is_held_and_reported_to_the_byte(open: Open) {
@@ -438,7 +442,12 @@ async fn a_file_without_room_is_read_through(open: Open) {
     assert!(read(&file, (3 << 20) - 5, 100).await.expect("the source is there") == contents[(3 << 20) - 5..]);
     assert_eq!(used(&engine).await, 0);
     bed.write("large", &contents, 2);
-    assert!(read(&file, 0, 10).await.is_err(), "another version is not read for this one");
+    let again = engine.open("uid-set", request.root, &relative("large")).await;
+    let read_again = match &again {
+        Ok(again) => read(again, 0, 10).await.map(drop),
+        Err(_) => Err(EngineError::Stopped { op: "open" }),
+    };
+    assert!(read_again.is_err(), "another version is not read for this one");
 }
 
 async fn wrong_contents_are_never_complete(open: Open) {
@@ -479,4 +488,107 @@ async fn only_the_prepared_version_is_opened(open: Open) {
     let new = engine.open("uid-set", second.root, &relative("a")).await.expect("it is in the version");
     assert_eq!(read(&new, 0, 5).await.expect("the source is there"), b"other");
     assert_eq!(read(&old, 0, 5).await.expect("it is open"), b"12345", "who has it open keeps it");
+}
+
+async fn what_was_fetched_of_a_file_survives_a_restart(open: Open) {
+    const MIB: usize = 1 << 20;
+    for digested in [false, true] {
+        let bed = Bed::new(open);
+        let contents = pattern(11 * MIB + 77);
+        bed.write("large", &contents, 1);
+        let engine = bed.engine(AMPLE);
+        let request = on_demand(bed.request("set", bed.version(&["large"], digested)));
+        engine.prepare(&request).await.expect("the blocks are at hand");
+        let file = engine.open("uid-set", request.root, &relative("large")).await.expect("it is in the version");
+        read(&file, 2 * MIB as u64, 3 * MIB).await.expect("the source is there");
+        let half = Some(("OnDemand".to_owned(), [3 << 20, contents.len() as u64, 0, 1, 3 << 20]));
+        assert_eq!((held(&engine, "set").await, used(&engine).await), (half.clone(), 3 << 20), "while it is open");
+        drop(file);
+        assert_eq!(held(&engine, "set").await, half, "closed");
+        engine.stop().await;
+        drop(engine);
+
+        let engine = bed.engine(AMPLE);
+        assert_eq!((held(&engine, "set").await, used(&engine).await), (half, 3 << 20), "after a restart");
+        if digested {
+            // Whoever fetched these again would be found out.
+            let mut other = contents.clone();
+            other[2 * MIB..5 * MIB].fill(0);
+            bed.write("large", &other, 1);
+        }
+        engine.prepare(&request).await.expect("the blocks are at hand");
+        let file = engine.open("uid-set", request.root, &relative("large")).await.expect("it is in the version");
+        assert!(read(&file, 2 * MIB as u64, 3 * MIB).await.expect("it is there") == contents[2 * MIB..5 * MIB]);
+        assert!(read(&file, 0, contents.len()).await.expect("the rest is at the source") == contents);
+        assert_eq!(held(&engine, "set").await.expect("it is held").1[2], 1, "it is complete");
+    }
+}
+
+async fn a_new_version_gives_up_what_was_fetched_of_files_that_changed(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("large", &pattern(5 << 20), 1);
+    let engine = bed.engine(AMPLE);
+    let first = on_demand(bed.request("set", bed.version(&["large"], false)));
+    engine.prepare(&first).await.expect("the blocks are at hand");
+    let file = engine.open("uid-set", first.root, &relative("large")).await.expect("it is in the version");
+    read(&file, 0, 1 << 20).await.expect("the source is there");
+    drop(file);
+    assert_eq!(used(&engine).await, 1 << 20);
+    let changed = vec![7; 5 << 20];
+    bed.write("large", &changed, 2);
+    let second = on_demand(bed.request("set", bed.version(&["large"], false)));
+    engine.prepare(&second).await.expect("the blocks are at hand");
+    assert_eq!(used(&engine).await, 0);
+    let file = engine.open("uid-set", second.root, &relative("large")).await.expect("it is in the version");
+    assert!(read(&file, 0, changed.len()).await.expect("the source is there") == changed);
+}
+
+async fn a_load_brings_what_it_names_and_keeps_it_while_it_runs(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("dir/a", &[1; 30], 1);
+    bed.write("dir/b", &pattern(2 << 20), 1);
+    bed.write("dir0", b"not in it", 1);
+    bed.write("one", &[2; 10], 1);
+    let names = ["dir/a", "dir/b", "dir0", "one"];
+    let engine = bed.engine(AMPLE);
+    let request = on_demand(bed.request("set", bed.version(&names, false)));
+    let warm = |root, paths: &[&str]| WarmRequest {
+        uid: "uid-set".to_owned(),
+        root,
+        paths: paths.iter().map(|path| relative(path)).collect(),
+        page_cache: false,
+    };
+    let progress = watch::Sender::default();
+    let early = engine.warm(&warm(request.root, &[]), &progress).await;
+    assert!(matches!(early, Err(EngineError::NotPrepared { .. })), "{early:?}");
+    engine.prepare(&request).await.expect("the blocks are at hand");
+    let some = engine.warm(&warm(request.root, &["dir", "one"]), &progress).await.expect("the source is there");
+    let bytes = (2 << 20) + 40;
+    assert_eq!((some.files_done, some.files_total, some.bytes_done, some.bytes_total), (3, 3, bytes, bytes));
+    assert_eq!((some.without_room, progress.borrow().bytes_done), (None, bytes));
+    assert_eq!(held(&engine, "set").await.map(|(_, held)| held[2]), Some(3), "and no others");
+    // All of it is there: no source is needed any more.
+    bed.remove("dir/b");
+    engine.warm(&warm(request.root, &["dir"]), &progress).await.expect("it is there");
+    let faulty = engine.warm(&warm(request.root, &[]), &progress).await.expect("the rest is at the source");
+    assert_eq!(faulty.files_done, 4);
+    bed.write("one", b"new", 2);
+    bed.write("dir/b", &pattern(2 << 20), 1);
+    let newer = on_demand(bed.request("set", bed.version(&names, false)));
+    engine.prepare(&newer).await.expect("the blocks are at hand");
+    let late = engine.warm(&warm(request.root, &[]), &progress).await;
+    assert!(matches!(late, Err(EngineError::Superseded { .. })), "{late:?}");
+
+    // Others may push it out afterwards, but it does not push itself out.
+    let bed = Bed::new(open);
+    for name in ["a", "b", "c", "d"] {
+        bed.write(name, &[3; 30], 1);
+    }
+    let engine = bed.engine(100);
+    let request = on_demand(bed.request("set", bed.version(&["a", "b", "c", "d"], false)));
+    engine.prepare(&request).await.expect("the blocks are at hand");
+    let most = engine.warm(&warm(request.root, &[]), &progress).await.expect("the source is there");
+    assert!(most.files_done == 3 && most.without_room.is_some(), "{most:?}");
+    engine.warm(&warm(request.root, &["d"]), &progress).await.expect("one of the others makes room");
+    assert_eq!(held(&engine, "set").await.map(|(_, held)| held[2]), Some(3));
 }

@@ -16,6 +16,7 @@ use fluvial_model::kinds::NodeUsage;
 use fluvial_model::manifest::{ReadError, RelativePath, Root};
 use fluvial_model::report::CacheReport;
 use fluvial_transfer::{SourceMount, TransferError};
+use tokio::sync::watch;
 
 /// Which version of which dataset to hold, and where its bytes are read.
 #[derive(Debug, Clone)]
@@ -32,6 +33,40 @@ pub struct CacheRequest {
     pub pinned: bool,
     /// Nothing is fetched by [`Engine::load`]: files come as they are opened and read, and go when room is needed.
     pub on_demand: bool,
+}
+
+/// Which files of a prepared version are to be brought near their readers now.
+#[derive(Debug, Clone)]
+pub struct WarmRequest {
+    /// The dataset, by uid.
+    pub uid: String,
+    /// Its version.
+    pub root: Root,
+    /// Files and directories; everything if empty.
+    pub paths: Vec<RelativePath>,
+    /// Into the page cache, too.
+    pub page_cache: bool,
+}
+
+/// What came of a load so far, or at its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Warmed {
+    /// Files that are there.
+    pub files_done: u64,
+    /// Files that were asked for.
+    pub files_total: u64,
+    /// Bytes of the files that are there, and of parts of others.
+    pub bytes_done: u64,
+    /// Bytes that were asked for.
+    pub bytes_total: u64,
+    /// Bytes that are in the page cache, too.
+    pub page_cache_bytes: u64,
+    /// Bytes that should be there and had no room.
+    pub page_cache_left_out: u64,
+    /// Bytes that there was room for in the page cache.
+    pub page_cache_room: u64,
+    /// Files that had no room in the tiers, in words for people.
+    pub without_room: Option<String>,
 }
 
 /// A file of a version, open for reading. While it lives, the file is not given up for others.
@@ -242,6 +277,14 @@ pub trait Engine: Send + Sync + 'static {
     /// The first fault; [`EngineError::is_transient`] says whether to call again.
     async fn load(&self, request: &CacheRequest) -> Result<Loaded, EngineError>;
 
+    /// Fetches files of a prepared version now, whether they are wanted beforehand or not, and tells how far it is. They are held
+    /// like files that were opened; as long as this runs, they are not given up. Called again, it goes on.
+    ///
+    /// # Errors
+    /// [`EngineError::Superseded`] when another version is prepared, [`EngineError::NotPrepared`], and as
+    /// [`Engine::load`].
+    async fn warm(&self, request: &WarmRequest, progress: &watch::Sender<Warmed>) -> Result<Warmed, EngineError>;
+
     /// Opens one file of the version `root` of a prepared dataset (by uid); its contents are there, or come as they are
     /// asked for.
     ///
@@ -249,6 +292,12 @@ pub trait Engine: Send + Sync + 'static {
     /// [`EngineError::Superseded`] when another version was prepared, [`EngineError::NotFound`], and as
     /// [`Engine::load`].
     async fn open(&self, uid: &str, root: Root, path: &RelativePath) -> Result<OpenFile, EngineError>;
+
+    /// Fetches a file that will be opened soon, if there is room for it. Nobody waits for it.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    async fn ahead(&self, uid: &str, root: Root, path: &RelativePath) -> Result<(), EngineError>;
 
     /// What is held of a dataset (by uid); `None` if it was not prepared. The phase is `Ready`, `Partial`, `Filling` or
     /// `OnDemand`, and no problem is told: both of that is for who calls [`Engine::load`].

@@ -14,6 +14,8 @@ pub mod contract;
 pub mod engine;
 pub mod nodecache;
 
-pub use engine::{CacheRequest, Contents, Engine, EngineError, Filling, Loaded, OpenFile, Through};
+pub use engine::{
+    CacheRequest, Contents, Engine, EngineError, Filling, Loaded, OpenFile, Through, WarmRequest, Warmed,
+};
 pub use nodecache::share::{FromPeer, Peers, SharedRange};
-pub use nodecache::{NodeCache, NodeCacheConfig, Tier};
+pub use nodecache::{Marks, NodeCache, NodeCacheConfig, Tier};

@@ -3,18 +3,20 @@
 //! ```text
 //! TIER/objects/ab/abcd…      a complete, verified file; its name is its BLAKE3 if the version gives one, else the hash
 //!                            of dataset uid, root and path
-//! TIER/unfinished/N          a file that is being fetched
-//! INDEX                      which objects are complete, and which path of which dataset uses which (SQLite)
+//! TIER/unfinished/RUN-N      a file that is being fetched
+//! INDEX                      which objects are complete, which parts of unfinished files are on the disk, and which path of
+//!                            which dataset uses which (SQLite)
 //! ```
 //! A file goes to the first tier with room for all of it; files that nobody wants beforehand make room, the longest
-//! unopened first. Up to [`PARALLEL_RANGES`] ranges of at most [`RANGE_BYTES`] are fetched at a time, by all datasets and
-//! readers together: at most 8 × 8 MiB = 64 MiB of contents are in memory; as much again where other nodes are asked; who
-//! serves them bounds what it holds for that.
+//! unopened first, from a tier's high mark down to its low one, behind the readers' backs. Ranges of at most [`RANGE_BYTES`]
+//! are fetched, [`PARTS_IN_FLIGHT`] parts at a time by all datasets and readers together: 64 MiB of contents are in memory, as
+//! much again of files that have no room and are read ahead of their readers, and as much again where other nodes are asked;
+//! who serves them bounds what it holds for that.
 //!
 //! Invariants: an object is complete and was verified (by digest if the version gives one, else every range was read
 //! from exactly the version of the file that was listed with the manifest's size and time); no tier exceeds its quota,
 //! files being fetched counted in; an object stays as long as any dataset uses it and no longer; a restart keeps every
-//! complete file.
+//! complete file, and of others what was on the disk.
 //!
 //! Deliberately absent: making room by giving up other datasets. Everything that was placed is protected, pinned or not:
 //! a dataset that does not fit is `Partial`, and the planner, which knows the whole fleet, decides what to take away.
@@ -23,12 +25,19 @@
 mod fill;
 mod index;
 mod open;
+mod order;
+mod pagecache;
 mod partial;
+mod replay;
 pub mod share;
 mod store;
+mod through;
+mod upkeep;
+mod warm;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -39,20 +48,23 @@ use fluvial_model::report::CacheReport;
 use fluvial_transfer::BlockStore;
 use tokio::sync::{Semaphore, watch};
 
-use crate::engine::{CacheRequest, Engine, EngineError, Loaded, OpenFile};
+use crate::engine::{CacheRequest, Engine, EngineError, Loaded, OpenFile, WarmRequest, Warmed};
 use fill::Mounted;
 use partial::Partials;
 use share::{Peers, Proofs, SharedRange};
 use store::Store;
+use upkeep::Upkeep;
 
 /// Files of one dataset that are fetched at a time.
 pub const PARALLEL_FILES: usize = 8;
-/// Ranges that are fetched at a time.
+/// Ranges of one file that are fetched at a time.
 pub const PARALLEL_RANGES: usize = 8;
 /// Most bytes of one fetch.
 pub const RANGE_BYTES: u64 = 8 << 20;
 /// The bytes that are fetched for one byte: what is there is noted in parts of this size.
 pub const PART_BYTES: u64 = 1 << 20;
+/// Parts that are fetched at a time, by all datasets and readers together: 64 MiB are in memory.
+pub const PARTS_IN_FLIGHT: u32 = 64;
 
 /// A directory for cached files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +75,34 @@ pub struct Tier {
     pub dir: PathBuf,
     /// Most bytes of contents in it.
     pub quota_bytes: u64,
+    /// When files are given up beforehand.
+    pub marks: Marks,
+}
+
+/// Marks of a tier, in hundredths of its quota: above `high`, files that nobody wants beforehand are given up until no more
+/// than `low` is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// More than this begins it.
+    pub high: u8,
+    /// No more than this ends it.
+    pub low: u8,
+}
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self { high: 95, low: 90 }
+    }
+}
+
+impl Tier {
+    fn high_bytes(&self) -> u64 {
+        self.quota_bytes / 100 * u64::from(self.marks.high) + self.quota_bytes % 100 * u64::from(self.marks.high) / 100
+    }
+
+    fn low_bytes(&self) -> u64 {
+        self.quota_bytes / 100 * u64::from(self.marks.low) + self.quota_bytes % 100 * u64::from(self.marks.low) / 100
+    }
 }
 
 /// What a node cache is made of.
@@ -90,15 +130,24 @@ struct Shared {
     node: NodeUsage,
     blocks: BlockStore,
     store: Arc<Store>,
+    /// Parts that may be in memory.
     ranges: Semaphore,
     peers: Option<Arc<dyn Peers>>,
     /// Ranges that are asked of other nodes at a time: what waits for them must not keep others from the source.
     asked: Semaphore,
     proofs: Proofs,
+    /// Pieces of files without room.
+    pieces: Arc<Semaphore>,
     partials: Partials,
     /// The sources of what was prepared since the start, by uid.
     mounts: Mutex<HashMap<String, Arc<Vec<Mounted>>>>,
     stopped: watch::Sender<bool>,
+    upkeep: Upkeep,
+    orders: replay::Orders,
+    /// Parts that replays may have in flight.
+    replays: Semaphore,
+    /// Files that were opened and that nobody had begun to fetch.
+    misses: AtomicU64,
 }
 
 impl NodeCache {
@@ -114,13 +163,18 @@ impl NodeCache {
             node,
             blocks,
             store,
-            ranges: Semaphore::new(PARALLEL_RANGES),
+            ranges: Semaphore::new(PARTS_IN_FLIGHT as usize),
             peers,
             asked: Semaphore::new(PARALLEL_RANGES),
             proofs: Proofs::default(),
+            pieces: Arc::new(Semaphore::new(through::PIECES_OF_ALL)),
             partials: Partials::default(),
             mounts: Mutex::default(),
             stopped: watch::Sender::new(false),
+            upkeep: Upkeep::default(),
+            orders: replay::Orders::default(),
+            replays: Semaphore::new(replay::PARTS),
+            misses: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -138,6 +192,12 @@ impl NodeCache {
             _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "share" }),
             served = serve => served,
         }
+    }
+
+    /// How many files were opened, since the start, that nobody had begun to fetch.
+    #[must_use]
+    pub fn misses(&self) -> u64 {
+        self.shared.misses.load(Ordering::Relaxed)
     }
 
     /// Runs a call that blocks.
@@ -187,14 +247,15 @@ impl Engine for NodeCache {
 
     async fn prepare(&self, request: &CacheRequest) -> Result<(), EngineError> {
         let request = request.clone();
+        upkeep::begin(&self.shared);
         self.blocking("prepare", move |shared| {
             let mounts = fill::mounts(&request)?;
-            // What was read in part is of the version before, or can be fetched again.
-            shared.partials.clear();
             let mut inner = shared.store.lock();
             let dropped = inner.index.prepare(&request, &shared.blocks.getter())?;
             shared.mounts().insert(request.dataset.uid.clone(), Arc::new(mounts));
-            shared.store.remove(&mut inner, &dropped)
+            shared.store.remove(&mut inner, &dropped)?;
+            inner.discard_unused(&shared.store)?;
+            shared.orders.prepared(&request.dataset.uid, &inner.index)
         })
         .await
     }
@@ -206,6 +267,24 @@ impl Engine for NodeCache {
             biased;
             _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "load" }),
             loaded = load => loaded,
+        }
+    }
+
+    async fn warm(&self, request: &WarmRequest, progress: &watch::Sender<Warmed>) -> Result<Warmed, EngineError> {
+        let mut stopped = self.shared.stopped.subscribe();
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "load" }),
+            warmed = warm::warm(&self.shared, request, progress) => warmed,
+        }
+    }
+
+    async fn ahead(&self, uid: &str, root: Root, path: &RelativePath) -> Result<(), EngineError> {
+        let mut stopped = self.shared.stopped.subscribe();
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "open" }),
+            fetched = open::ahead(&self.shared, uid, root, path) => fetched,
         }
     }
 
@@ -221,9 +300,10 @@ impl Engine for NodeCache {
     async fn status(&self, uid: &str) -> Result<Option<CacheReport>, EngineError> {
         let uid = uid.to_owned();
         self.blocking("status", move |shared| {
+            let begun = shared.partials.bytes_there();
             let (held, partial) = {
                 let inner = shared.store.lock();
-                (inner.index.held(&uid)?, inner.partial.contains_key(&uid))
+                (upkeep::held(&inner, &uid, begun)?, inner.partial.contains_key(&uid))
             };
             let Some(held) = held else { return Ok(None) };
             let complete = held.cached_files == held.total_files;
@@ -248,26 +328,39 @@ impl Engine for NodeCache {
     }
 
     async fn usage(&self) -> Result<Vec<NodeUsage>, EngineError> {
-        self.blocking("usage", |shared| Ok(vec![NodeUsage { media: shared.store.media(), ..shared.node.clone() }]))
-            .await
+        self.blocking("usage", |shared| {
+            let begun = shared.partials.bytes_there();
+            let begun = upkeep::begun(&shared.store.lock(), begun)?;
+            let begun: Vec<_> = begun.into_iter().map(|(_, tier, bytes)| (tier, bytes)).collect();
+            Ok(vec![NodeUsage { media: shared.store.media(&begun), ..shared.node.clone() }])
+        })
+        .await
     }
 
     async fn evict(&self, uid: &str) -> Result<(), EngineError> {
         let uid = uid.to_owned();
         self.blocking("evict", move |shared| {
-            shared.partials.clear();
             shared.mounts().remove(&uid);
+            replay::write(shared)?;
+            replay::forget(shared, &uid);
             let mut inner = shared.store.lock();
             inner.partial.remove(&uid);
             let dropped = inner.index.evict(&uid)?;
-            shared.store.remove(&mut inner, &dropped)
+            shared.store.remove(&mut inner, &dropped)?;
+            inner.discard_unused(&shared.store)
         })
         .await
     }
 
     async fn stop(&self) {
         self.shared.stopped.send_replace(true);
-        if let Err(error) = self.blocking("stop", |shared| shared.store.sync(true)).await {
+        upkeep::end(&self.shared).await;
+        let last = |shared: &Shared| {
+            upkeep::note(shared)?;
+            replay::write(shared)?;
+            shared.store.sync(true)
+        };
+        if let Err(error) = self.blocking("stop", last).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cached files were not synced");
         }
     }

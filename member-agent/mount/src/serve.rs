@@ -40,7 +40,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 const REQUESTS: usize = 256;
 
 /// Small files that are fetched ahead at a time.
-const AHEAD_AT_ONCE: usize = 16;
+const AHEAD_AT_ONCE: usize = 32;
 
 /// What is served to one mount process after the other, for as long as the mount is wanted.
 pub struct Slot {
@@ -357,10 +357,7 @@ impl Connection {
     /// Fetches files before they are opened. What fails is met again by who opens it.
     async fn ahead(&self, root: Root, paths: Vec<RelativePath>) {
         let fetch = |path: RelativePath| async move {
-            let Ok(open) = self.engine.open(&self.slot.uid, root, &path).await else { return };
-            if let Contents::Filling(_, filling) = &open.contents
-                && let Err(error) = filling.fill(0, open.size).await
-            {
+            if let Err(error) = self.engine.ahead(&self.slot.uid, root, &path).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, path = path.as_str(), "not fetched ahead");
             }
         };

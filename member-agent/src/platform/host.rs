@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use fluvial_engine::Marks;
 use fluvial_engine::Tier;
 use nix::sys::statvfs::statvfs;
 
@@ -20,6 +21,8 @@ pub struct TierConfig {
     pub dir: PathBuf,
     /// Most bytes in it; if not given, half of what is free there now, at most 20 GiB.
     pub quota_bytes: Option<u64>,
+    /// When files are given up beforehand.
+    pub marks: Marks,
 }
 
 /// Why the platform cannot be used.
@@ -44,10 +47,15 @@ pub enum Error {
 /// # Errors
 /// When a directory cannot be used or the configuration contradicts itself.
 pub fn tiers(configured: &[TierConfig], data_dir: &Path) -> Result<Vec<Tier>, Error> {
-    let default = [TierConfig { medium: "SSD".to_owned(), dir: data_dir.join("cache"), quota_bytes: None }];
+    let default = [TierConfig {
+        medium: "SSD".to_owned(),
+        dir: data_dir.join("cache"),
+        quota_bytes: None,
+        marks: Marks::default(),
+    }];
     let wanted = if configured.is_empty() { &default } else { configured };
     let mut tiers: Vec<Tier> = Vec::new();
-    for TierConfig { medium, dir, quota_bytes } in wanted {
+    for TierConfig { medium, dir, quota_bytes, marks } in wanted {
         let shown = || dir.display().to_string();
         if !["MEM", "SSD", "HDD"].contains(&medium.as_str()) {
             return Err(Error::Medium { dir: shown(), medium: medium.clone() });
@@ -62,7 +70,7 @@ pub fn tiers(configured: &[TierConfig], data_dir: &Path) -> Result<Vec<Tier>, Er
             Some(bytes) => *bytes,
             None => (free(&dir).map_err(failed)? / DEFAULT_QUOTA_DIVISOR).min(DEFAULT_QUOTA_MOST),
         };
-        tiers.push(Tier { medium: medium.clone(), dir, quota_bytes });
+        tiers.push(Tier { medium: medium.clone(), dir, quota_bytes, marks: *marks });
     }
     Ok(tiers)
 }
@@ -103,14 +111,22 @@ mod tests {
         let found = tiers(&[], dir.path()).unwrap();
         let cache = dir.path().join("cache").canonicalize().unwrap();
         let quota = found[0].quota_bytes;
-        assert_eq!(found, [Tier { medium: "SSD".to_owned(), dir: cache.clone(), quota_bytes: quota }]);
+        assert_eq!(
+            found,
+            [Tier { medium: "SSD".to_owned(), dir: cache.clone(), quota_bytes: quota, marks: Marks::default() }]
+        );
         assert!(quota > 0 && quota <= 20 << 30 && quota <= free(&cache).unwrap(), "{quota}");
     }
 
     #[test]
     fn tiers_that_contradict_each_other_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let tier = |medium: &str| TierConfig { medium: medium.into(), dir: dir.path().into(), quota_bytes: Some(1) };
+        let tier = |medium: &str| TierConfig {
+            medium: medium.into(),
+            dir: dir.path().into(),
+            quota_bytes: Some(1),
+            marks: Marks::default(),
+        };
         assert!(matches!(tiers(&[tier("TAPE")], dir.path()), Err(Error::Medium { .. })));
         assert!(matches!(tiers(&[tier("MEM"), tier("SSD")], dir.path()), Err(Error::Twice { .. })));
     }

@@ -357,12 +357,15 @@ pub(super) async fn begin(
             if tier.is_some() {
                 return Ok(None);
             }
-            let bytes = origin.as_ref().map_or(0, |origin| origin.file.bytes);
-            let made = make_file(&shared, bytes)?;
-            Ok(match (made, origin.take()) {
-                (Some((room, file)), Some(found)) => Some(Partial::new(&shared, *found, room, file)),
-                (_, found) => {
-                    origin = found;
+            let Some(found) = origin.take() else { return Ok(None) };
+            let made = match shared.store.resume(&object, found.tag().as_deref()) {
+                Some((room, file, begun)) => Some((room, file, Some(begun))),
+                None => make_file(&shared, &object, found.file.bytes)?.map(|(room, file)| (room, file, None)),
+            };
+            Ok(match made {
+                Some(made) => Some(Partial::new(&shared, *found, made)),
+                None => {
+                    origin = Some(found);
                     None
                 }
             })
@@ -378,15 +381,9 @@ pub(super) async fn begin(
 }
 
 /// An empty file in the first tier that has room and takes it.
-fn make_file(shared: &Shared, bytes: u64) -> Result<Option<(Room, std::fs::File)>, EngineError> {
+fn make_file(shared: &Shared, object: &str, bytes: u64) -> Result<Option<(Room, std::fs::File)>, EngineError> {
     loop {
-        let mut room = shared.store.room(bytes)?;
-        if room.is_none() {
-            // What was read in part and closed has room that it does not need.
-            shared.partials.clear();
-            room = shared.store.room(bytes)?;
-        }
-        let Some(room) = room else { return Ok(None) };
+        let Some(room) = shared.store.room(object, bytes)? else { return Ok(None) };
         match room.create() {
             Ok(file) => return Ok(Some((room, file))),
             // That tier is left alone now: the next one is tried.

@@ -18,11 +18,17 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::engine::{CacheRequest, EngineError};
 
+mod below;
+mod orders;
+mod unfinished;
+
+pub(super) use unfinished::Unfinished;
+
 /// Another process on the same index is a mistake that the agent's lock file prevents; this is for a reader's moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The shape of the tables. A cache of another shape is begun anew: everything in it can be fetched again.
-const SHAPE: i64 = 3;
+const SHAPE: i64 = 4;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS objects(
@@ -36,6 +42,10 @@ CREATE TABLE IF NOT EXISTS uses(
   uid TEXT NOT NULL, path TEXT NOT NULL, object TEXT NOT NULL, bytes INTEGER NOT NULL, mtime INTEGER NOT NULL,
   digest TEXT, wanted INTEGER NOT NULL, PRIMARY KEY(uid, path)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS uses_by_object ON uses(object);
+CREATE TABLE IF NOT EXISTS unfinished(
+  object TEXT PRIMARY KEY, tier TEXT NOT NULL, file TEXT NOT NULL, bytes INTEGER NOT NULL, tag TEXT,
+  parts BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS orders(number INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, body TEXT NOT NULL);
 CREATE TEMP TABLE previous(
   path TEXT PRIMARY KEY, object TEXT NOT NULL, bytes INTEGER NOT NULL, mtime INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TEMP TABLE listed(
@@ -123,8 +133,9 @@ impl Index {
             connection.pragma_update(None, "synchronous", "NORMAL")?;
             let shape: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
             if shape != SHAPE {
-                let tables = "DROP TABLE IF EXISTS objects; DROP TABLE IF EXISTS datasets; DROP TABLE IF EXISTS uses;";
-                connection.execute_batch(tables)?;
+                for table in ["objects", "datasets", "uses", "unfinished", "orders"] {
+                    connection.execute_batch(&format!("DROP TABLE IF EXISTS {table}"))?;
+                }
                 connection.pragma_update(None, "user_version", SHAPE)?;
             }
             connection.execute_batch(SCHEMA)?;

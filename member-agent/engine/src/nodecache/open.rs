@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use fluvial_model::manifest::{RelativePath, Root};
 
-use super::Shared;
-use super::blocking;
-use super::fill::{Begun, Mounted, Of, Origin, begin};
+use super::fill::{Begun, Mounted, Of, begin};
 use super::index::{Missing, Object};
 use super::partial::Filler;
-use crate::engine::{Contents, EngineError, OpenFile, Through};
+use super::through::Direct;
+use super::{Shared, blocking, replay};
+use crate::engine::{Contents, EngineError, OpenFile};
 
 pub(super) async fn open(
     shared: &Arc<Shared>,
@@ -19,15 +17,26 @@ pub(super) async fn open(
     root: Root,
     path: &RelativePath,
 ) -> Result<OpenFile, EngineError> {
-    open_for_peer(shared, uid, root, path).await.map(|(_, _, open)| open)
+    open_as(shared, uid, root, path, true).await.map(|(_, _, open)| open)
 }
 
-/// Opens a file, and tells its object and, where that is known and needed, its version at the source.
+/// Opens a file for another node, and tells its object and, where that is known and needed, its version at the source.
 pub(super) async fn open_for_peer(
     shared: &Arc<Shared>,
     uid: &str,
     root: Root,
     path: &RelativePath,
+) -> Result<(String, Option<String>, OpenFile), EngineError> {
+    open_as(shared, uid, root, path, false).await
+}
+
+/// Opens a file; `reads` if it is a reader's, whose way through the files is recorded.
+async fn open_as(
+    shared: &Arc<Shared>,
+    uid: &str,
+    root: Root,
+    path: &RelativePath,
+    reads: bool,
 ) -> Result<(String, Option<String>, OpenFile), EngineError> {
     // Most opens are of complete files: one visit to a blocking thread is all that they take.
     let looked = blocking("open", {
@@ -36,12 +45,20 @@ pub(super) async fn open_for_peer(
     })
     .await?;
     let (dataset, file) = match looked {
-        Looked::Open(object, open) => return Ok((object, None, open)),
+        Looked::Open(object, open) => {
+            if reads {
+                replay::opened(shared, uid, path.as_str(), false);
+            }
+            return Ok((object, None, open));
+        }
         Looked::Missing(dataset, file) => (dataset, file),
     };
     let size = file.bytes;
     let mounts: Arc<Vec<Mounted>> = shared.mounts_of(uid)?;
     let object = file.object.clone();
+    if reads {
+        replay::opened(shared, uid, path.as_str(), !shared.partials.has(&object));
+    }
     let of = Of { uid: uid.to_owned(), root };
     let mut tag = None;
     let open = match begin(shared, &dataset, of, *file, &mounts).await? {
@@ -57,18 +74,33 @@ pub(super) async fn open_for_peer(
                 // Nobody ever reads of it.
                 partial.fill_all().await?;
             }
-            shared.partials.park(&partial);
             tag = partial.tag();
-            let contents = Contents::Filling(partial.file(), Arc::new(Filler(partial)));
-            OpenFile { size, contents, lease: None }
+            let filler = Filler { partial: partial.clone(), uid: uid.to_owned() };
+            OpenFile { size, contents: Contents::Filling(partial.file(), Arc::new(filler)), lease: None }
         }
         Begun::NoRoom(origin) => {
             tag = origin.tag();
-            let through = Direct { shared: shared.clone(), origin };
+            let through = Direct::new(shared.clone(), origin);
             OpenFile { size, contents: Contents::Through(Arc::new(through)), lease: None }
         }
     };
     Ok((object, tag, open))
+}
+
+/// Fetches a file that nobody has opened yet; one without room is left to who opens it.
+pub(super) async fn ahead(shared: &Arc<Shared>, uid: &str, root: Root, path: &RelativePath) -> Result<(), EngineError> {
+    let looked = blocking("open", {
+        let (shared, uid, path) = (shared.clone(), uid.to_owned(), path.to_string());
+        move || look(&shared, &uid, root, &path)
+    })
+    .await?;
+    let Looked::Missing(dataset, file) = looked else { return Ok(()) };
+    let mounts = shared.mounts_of(uid)?;
+    let of = Of { uid: uid.to_owned(), root };
+    match begin(shared, &dataset, of, *file, &mounts).await? {
+        Begun::Partial(partial) => partial.fill_all().await,
+        Begun::Complete(_) | Begun::NoRoom(_) => Ok(()),
+    }
 }
 
 /// What a look at the index tells.
@@ -100,23 +132,4 @@ fn complete(shared: &Shared, object: &Object, opened: i64) -> Result<Option<Open
     let Some((file, lease)) = shared.store.open_object(object, opened)? else { return Ok(None) };
     let contents = Contents::Complete(Arc::new(file));
     Ok(Some(OpenFile { size: object.bytes, contents, lease: Some(Arc::new(lease)) }))
-}
-
-/// A file that has no room in the cache.
-struct Direct {
-    shared: Arc<Shared>,
-    origin: Box<Origin>,
-}
-
-#[async_trait]
-impl Through for Direct {
-    async fn read(&self, offset: u64, length: u64) -> Result<Bytes, EngineError> {
-        let length = length.min(self.origin.file.bytes.saturating_sub(offset));
-        if length == 0 {
-            return Ok(Bytes::new());
-        }
-        let Ok(_turn) = self.shared.ranges.acquire().await else { return Err(EngineError::Stopped { op: "read" }) };
-        let data = self.origin.read(offset, length).await?;
-        if data.len() as u64 == length { Ok(data) } else { Err(self.origin.differs("it is shorter")) }
-    }
 }

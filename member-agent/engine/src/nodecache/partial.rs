@@ -4,14 +4,18 @@
 //! claimed: every part is fetched once, however many want it. A claim is given back when its holder fails or is dropped.
 //! Who brings the last part verifies the whole file and makes it an object.
 //!
+//! What is there is noted in the index now and then, once it is on the disk ([`super::upkeep`]); a file that is closed before it is
+//! complete is put to rest, and goes on from there, in this run of the program or another.
+//!
 //! Invariant: a part is noted as there only after its bytes, which are those of the version that was asked for at the
 //! source, were written.
 
 use std::any::Any;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
@@ -20,13 +24,12 @@ use fluvial_model::manifest::Digest;
 use tokio::sync::Notify;
 
 use super::fill::Origin;
+use super::index::Unfinished;
 use super::share::{FromPeer, hashes_of};
 use super::store::{Lease, Room};
 use super::{PARALLEL_RANGES, PART_BYTES, RANGE_BYTES, Shared, blocking};
 use crate::engine::{EngineError, Filling};
 
-/// Files that are kept though they were closed before all of them was read.
-const PARKED: usize = 64;
 /// Parts of one fetch.
 const RANGE_PARTS: usize = (RANGE_BYTES / PART_BYTES) as usize;
 
@@ -36,6 +39,12 @@ pub(super) struct Partial {
     origin: Origin,
     file: Arc<File>,
     room: Mutex<Option<Room>>,
+    /// The tier and the file's name there.
+    place: (String, String),
+    /// Set before the index says anything of the file.
+    noted: Arc<AtomicBool>,
+    /// Grows when what was there is not to be noted any more: the file is complete, or was wrong.
+    epoch: AtomicU32,
     parts: Mutex<Parts>,
     changed: Notify,
     /// An object that was opened on its way is not given up when it arrives.
@@ -53,18 +62,36 @@ struct Parts {
     parts: Vec<Part>,
     /// Parts that are not there.
     left: usize,
+    /// Some came since the last time that they were to be noted.
+    unnoted: bool,
     /// The file is an object.
     complete: bool,
     /// How often the finished file was not the version's.
     refused: u32,
+    /// Where the parts are from.
+    from: Provenance,
+    /// The tier's file system refused it: it never becomes an object.
+    broken: Option<(String, String)>,
+}
+
+/// Where the parts of a file are from; kept with a file that rests.
+#[derive(Default)]
+pub(super) struct Provenance {
     /// The hash of each part as it came, if others may ask for it.
     hashes: Vec<Option<blake3::Hash>>,
     /// The nodes that gave parts.
     givers: BTreeSet<String>,
     /// Other nodes gave wrong bytes: the rest comes from the source.
     source_only: bool,
-    /// The tier's file system refused it: it never becomes an object.
-    broken: Option<(String, String)>,
+    /// Some parts are of an earlier run of the program: whoever gave them is forgotten.
+    earlier: bool,
+}
+
+impl Provenance {
+    /// Of an earlier run.
+    pub(super) fn earlier() -> Self {
+        Self { earlier: true, ..Self::default() }
+    }
 }
 
 /// Parts that one fetch has claimed; what is not there at the end is given back.
@@ -83,24 +110,30 @@ enum Step<'a> {
 }
 
 impl Partial {
-    /// The sparse file that `room` made, nothing of it there yet.
-    pub(super) fn new(shared: &Arc<Shared>, origin: Origin, room: Room, file: File) -> Self {
+    /// The sparse file in `room`, and what is there of it.
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        origin: Origin,
+        (room, file, begun): (Room, File, Option<(Unfinished, Provenance)>),
+    ) -> Self {
+        let (begun, from) = begun.map_or((None, Provenance::default()), |(begun, from)| (Some(begun), from));
         let count = usize::try_from(origin.file.bytes.div_ceil(PART_BYTES)).unwrap_or(usize::MAX);
-        let parts = Parts {
-            parts: vec![Part::Missing; count],
-            left: count,
-            complete: false,
-            refused: 0,
-            hashes: Vec::new(),
-            givers: BTreeSet::new(),
-            source_only: false,
-            broken: None,
-        };
+        let mut parts = vec![Part::Missing; count];
+        for (at, part) in parts.iter_mut().enumerate() {
+            if begun.as_ref().is_some_and(|begun| begun.has(at)) {
+                *part = Part::There;
+            }
+        }
+        let left = parts.iter().filter(|part| **part != Part::There).count();
+        let parts = Parts { parts, left, unnoted: left < count, complete: false, refused: 0, from, broken: None };
         Self {
             shared: Arc::downgrade(shared),
             _lease: shared.store.lease(&origin.file.object),
             origin,
             file: Arc::new(file),
+            place: room.place(),
+            noted: room.noted(),
+            epoch: AtomicU32::new(0),
             room: Mutex::new(Some(room)),
             parts: Mutex::new(parts),
             changed: Notify::new(),
@@ -124,7 +157,7 @@ impl Partial {
 
     /// What a part was when it came.
     pub(super) fn hash_of(&self, part: usize) -> Option<blake3::Hash> {
-        self.parts().hashes.get(part).copied().flatten()
+        self.parts().from.hashes.get(part).copied().flatten()
     }
 
     /// Parts turned out not to be what they were: they are fetched again, unless the file is an object by now, which was
@@ -142,7 +175,13 @@ impl Partial {
                 parts.left += 1;
             }
         }
+        parts.unnoted = true;
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         drop(parts);
+        // What the index says of them is not so any more.
+        if let Some(Err(error)) = self.room().as_ref().map(Room::disown) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "wrong contents are not forgotten");
+        }
         self.changed.notify_waiters();
     }
 
@@ -155,9 +194,51 @@ impl Partial {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The tier that it is in, by its key.
+    pub(super) fn tier(&self) -> &str {
+        &self.place.0
+    }
+
+    /// Bytes that are there, of a file that is no object yet.
+    pub(super) fn bytes_there(&self) -> u64 {
+        let parts = self.parts();
+        if parts.complete { 0 } else { self.unfinished(&parts).bytes_there() }
+    }
+
+    /// What is there, as the index notes it.
+    fn unfinished(&self, parts: &Parts) -> Unfinished {
+        let mut bits = vec![0; parts.parts.len().div_ceil(8)];
+        for (at, _) in parts.parts.iter().enumerate().filter(|(_, part)| **part == Part::There) {
+            bits[at / 8] |= 1 << (at % 8);
+        }
+        Unfinished {
+            object: self.object().to_owned(),
+            tier: self.place.0.clone(),
+            file: self.place.1.clone(),
+            bytes: self.origin.file.bytes,
+            tag: self.origin.tag(),
+            parts: bits,
+        }
+    }
+
+    /// What is to be noted, if anything came. A file of one part is complete with it.
+    fn unnoted(self: &Arc<Self>) -> Option<Unnoted> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let mut parts = self.parts();
+        if !std::mem::take(&mut parts.unnoted) || parts.parts.len() < 2 || parts.complete || parts.broken.is_some() {
+            return None;
+        }
+        Some(Unnoted { file: self.unfinished(&parts), epoch, partial: self.clone() })
+    }
+
     /// Fetches the whole file, many ranges at a time.
     pub(super) async fn fill_all(self: &Arc<Self>) -> Result<(), EngineError> {
         self.fill_parallel(0, self.origin.file.bytes).await
+    }
+
+    /// Fetches a range that somebody will read.
+    pub(super) async fn fill_ahead(self: &Arc<Self>, offset: u64, length: u64) -> Result<(), EngineError> {
+        self.fill_range(offset, length, false).await
     }
 
     async fn fill_parallel(self: &Arc<Self>, offset: u64, length: u64) -> Result<(), EngineError> {
@@ -236,8 +317,7 @@ impl Partial {
             let (data, giver) = match given {
                 Some(FromPeer { node, data }) => (data, Some(node)),
                 None => {
-                    let stopped = || EngineError::Stopped { op: "load" };
-                    let _turn = shared.ranges.acquire().await.map_err(|_| stopped())?;
+                    let _turn = shared.turn(end - start).await?;
                     (self.origin.read(start, end - start).await?, None)
                 }
             };
@@ -272,7 +352,7 @@ impl Partial {
     /// A range from the node that owns it, if that is another one and it can be believed.
     async fn ask(&self, shared: &Shared, start: u64, length: u64) -> Option<FromPeer> {
         let peers = shared.peers.as_ref()?;
-        if self.parts().source_only {
+        if self.parts().from.source_only {
             return None;
         }
         let range = self.origin.shared(start, length)?;
@@ -290,12 +370,12 @@ impl Partial {
     fn note(&self, start: u64, data: &[u8], giver: Option<String>, shared: bool) {
         let hashes: Vec<_> = if shared { hashes_of(data).map(Some).collect() } else { Vec::new() };
         let mut parts = self.parts();
-        parts.givers.extend(giver);
-        if shared && parts.hashes.is_empty() {
-            parts.hashes = vec![None; parts.parts.len()];
+        parts.from.givers.extend(giver);
+        if shared && parts.from.hashes.is_empty() {
+            parts.from.hashes = vec![None; parts.parts.len()];
         }
         let first = usize::try_from(start / PART_BYTES).unwrap_or(usize::MAX);
-        for (known, hash) in parts.hashes.iter_mut().skip(first).zip(hashes) {
+        for (known, hash) in parts.from.hashes.iter_mut().skip(first).zip(hashes) {
             *known = hash;
         }
     }
@@ -304,17 +384,24 @@ impl Partial {
     fn finish(&self, shared: &Shared, whole: Option<Bytes>) -> Result<(), EngineError> {
         // Taken by whoever verifies it now.
         let Some(room) = self.room().take() else { return Ok(()) };
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         let verified = self.verify(whole).map_err(|error| room.troubled("read cached file", &error));
         let finished = verified.and_then(|digest| match digest {
             None => Ok(None),
-            Some(digest) => room.keep(self.object(), &digest).map(|()| Some(digest)),
+            Some(digest) => room.keep(&digest).map(|()| Some(digest)),
         });
+        if matches!(finished, Ok(None))
+            && let Err(error) = room.disown()
+        {
+            // The digest finds it out again.
+            tracing::warn!(error = &error as &dyn std::error::Error, "wrong contents are not forgotten");
+        }
         let mut parts = self.parts();
         let mut retried = false;
         match &finished {
             Ok(Some(_)) => {
                 parts.complete = true;
-                let hashes: Option<Vec<_>> = parts.hashes.iter().copied().collect();
+                let hashes: Option<Vec<_>> = parts.from.hashes.iter().copied().collect();
                 if let Some(hashes) = hashes.filter(|hashes| hashes.len() == parts.parts.len()) {
                     shared.proofs.put(self.object(), Arc::new(hashes));
                 }
@@ -322,15 +409,16 @@ impl Partial {
             }
             Ok(None) => {
                 // The source is asked before anybody is told.
-                let givers = std::mem::take(&mut parts.givers);
-                retried = !givers.is_empty();
+                let givers = std::mem::take(&mut parts.from.givers);
+                retried = !givers.is_empty() || std::mem::take(&mut parts.from.earlier);
                 for node in givers {
                     tracing::warn!(node, path = self.origin.file.path, "bytes of other nodes were not the version's");
                     shared.peers.iter().for_each(|peers| peers.distrust(&node));
                 }
-                parts.source_only |= retried;
+                parts.from.source_only |= retried;
                 parts.refused += u32::from(!retried);
                 parts.left = parts.parts.len();
+                parts.unnoted = false;
                 parts.parts.fill(Part::Missing);
                 *self.room() = Some(room);
             }
@@ -396,6 +484,7 @@ impl Claim<'_> {
             if parts.parts[at] != Part::There {
                 parts.parts[at] = Part::There;
                 parts.left -= 1;
+                parts.unnoted = true;
             }
         }
         parts.left == 0
@@ -415,17 +504,61 @@ impl Drop for Claim<'_> {
     }
 }
 
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let room = self.room.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let mut parts = self.parts();
+        let file = self.unfinished(&parts);
+        if let Some(room) = room
+            && parts.broken.is_none()
+            && file.bytes_there() > 0
+        {
+            let from = std::mem::take(&mut parts.from);
+            drop(parts);
+            room.rest(file, from);
+        }
+    }
+}
+
+/// What came of a file since the last time.
+pub(super) struct Unnoted {
+    pub(super) file: Unfinished,
+    epoch: u32,
+    partial: Arc<Partial>,
+}
+
+impl Unnoted {
+    /// Whether it may be noted still. To be asked with the index in hand: whoever makes it wrong forgets it there afterwards.
+    pub(super) fn stands(&self) -> bool {
+        self.partial.noted.store(true, Ordering::Relaxed);
+        self.partial.epoch.load(Ordering::Acquire) == self.epoch
+    }
+
+    /// It could not be: another time.
+    pub(super) fn again(&self) {
+        self.partial.parts().unnoted = true;
+    }
+}
+
 /// What readers hold of it.
-pub(super) struct Filler(pub(super) Arc<Partial>);
+pub(super) struct Filler {
+    pub(super) partial: Arc<Partial>,
+    /// The dataset that it was opened in.
+    pub(super) uid: String,
+}
 
 #[async_trait]
 impl Filling for Filler {
     async fn fill(&self, offset: u64, length: u64) -> Result<(), EngineError> {
-        self.0.fill_parallel(offset, length).await
+        if let Some(shared) = self.partial.shared.upgrade() {
+            let file = &self.partial.origin.file;
+            shared.orders.note(&self.uid, &file.path, (offset, length), file.bytes);
+        }
+        self.partial.fill_parallel(offset, length).await
     }
 
     fn is_complete(&self) -> bool {
-        self.0.parts().complete
+        self.partial.parts().complete
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -437,18 +570,20 @@ impl Filling for Filler {
 #[derive(Default)]
 pub(super) struct Partials {
     by_object: Mutex<HashMap<String, Weak<Partial>>>,
-    /// What was read in part and closed again, to be read on; the last one to be given up first.
-    parked: Mutex<VecDeque<Arc<Partial>>>,
 }
 
 impl Partials {
+    fn by_object(&self) -> MutexGuard<'_, HashMap<String, Weak<Partial>>> {
+        self.by_object.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The file of an object on its way, begun by `create` if it is not.
     pub(super) fn get_or<E>(
         &self,
         object: &str,
         create: impl FnOnce() -> Result<Option<Partial>, E>,
     ) -> Result<Option<Arc<Partial>>, E> {
-        let mut by_object = self.by_object.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_object = self.by_object();
         if let Some(partial) = by_object.get(object).and_then(Weak::upgrade) {
             return Ok(Some(partial));
         }
@@ -458,44 +593,36 @@ impl Partials {
         Ok(Some(partial))
     }
 
+    /// Whether an object is on its way.
+    pub(super) fn has(&self, object: &str) -> bool {
+        self.by_object().get(object).is_some_and(|partial| partial.strong_count() > 0)
+    }
+
     fn forget(&self, object: &str) {
-        self.by_object.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
-        self.parked().retain(|partial| partial.object() != object);
+        self.by_object().remove(object);
     }
 
     /// Forgets a file, but not another one that was begun for the same object meanwhile.
     fn forget_this(&self, partial: &Partial) {
-        let this = |known: &Partial| std::ptr::eq(known, partial);
-        let mut by_object = self.by_object.lock().unwrap_or_else(PoisonError::into_inner);
-        if by_object.get(partial.object()).and_then(Weak::upgrade).is_some_and(|known| this(&known)) {
+        let mut by_object = self.by_object();
+        if by_object.get(partial.object()).is_some_and(|known| std::ptr::eq(known.as_ptr(), partial)) {
             by_object.remove(partial.object());
         }
-        drop(by_object);
-        self.parked().retain(|known| !this(known));
     }
 
-    fn parked(&self) -> MutexGuard<'_, VecDeque<Arc<Partial>>> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Each of them. Not to be dropped under the store's lock.
+    fn all(&self) -> Vec<Arc<Partial>> {
+        self.by_object().values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Keeps a file that was opened, so that what is there of it is not lost when it is closed.
-    pub(super) fn park(&self, partial: &Arc<Partial>) {
-        let mut dropped = None;
-        let mut parked = self.parked();
-        if !parked.iter().any(|known| Arc::ptr_eq(known, partial)) {
-            parked.push_back(partial.clone());
-            if parked.len() > PARKED {
-                dropped = parked.pop_front();
-            }
-        }
-        drop(parked);
-        // Removes its file: not under the lock.
-        drop(dropped);
+    /// What is to be noted.
+    pub(super) fn unnoted(&self) -> Vec<Unnoted> {
+        self.all().iter().filter_map(Partial::unnoted).collect()
     }
 
-    /// Gives up what nobody has open.
-    pub(super) fn clear(&self) {
-        let parked = std::mem::take(&mut *self.parked());
-        drop(parked);
+    /// What is there of each: object, tier and bytes.
+    pub(super) fn bytes_there(&self) -> Vec<(String, String, u64)> {
+        let of = |partial: &Arc<Partial>| (partial.object().to_owned(), partial.place.0.clone(), partial.bytes_there());
+        self.all().iter().map(of).collect()
     }
 }

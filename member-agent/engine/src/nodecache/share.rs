@@ -153,7 +153,8 @@ pub(super) async fn serve(shared: &Arc<Shared>, asked: SharedRange) -> Result<By
             .await
         }
         Contents::Filling(file, filling) => {
-            let filling = filling.as_any().downcast_ref::<super::partial::Filler>().map(|filler| filler.0.clone());
+            let filling =
+                filling.as_any().downcast_ref::<super::partial::Filler>().map(|filler| filler.partial.clone());
             let Some(partial) = filling else { return Err(damaged(&path)) };
             partial.fill_from_source(offset, length).await?;
             blocking("share", move || {

@@ -4,21 +4,27 @@
 //! a file is renamed into its place before it is recorded, and forgotten before it is removed. What a crash leaves in
 //! between is a stranger, removed when the cache opens.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use fluvial_model::kinds::MediumUsage;
-use fluvial_model::manifest::Digest;
+use fluvial_model::manifest::RelativePath;
 
 use super::Tier;
 use super::index::{Index, Object};
 use super::partial::digest_of;
 use crate::engine::EngineError;
+
+mod dormant;
+mod room;
+
+use dormant::Dormant;
+pub(super) use room::Room;
 
 /// Directory of complete files in a tier.
 const OBJECTS: &str = "objects";
@@ -31,17 +37,15 @@ const OPENED_GRAIN: i64 = 30;
 const SYNCED_AT_ONCE: usize = 512;
 /// Files are not left unsynced for longer, as long as others come.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
-/// A sweep leaves this part of the tier's quota free.
-const SLACK_DIVISOR: u64 = 20;
 /// How long a tier is left alone whose file system refused something.
 const TIER_REST: Duration = Duration::from_secs(10);
-/// Objects that one sweep looks at; some 200 bytes each.
-const EVICTED_AT_ONCE: u32 = 10_000;
 
 /// Tiers and index.
 pub(super) struct Store {
     tiers: Vec<Tier>,
     inner: Mutex<Inner>,
+    /// The start of the names of unfinished files: of this run of the program alone.
+    run: String,
     names: AtomicU64,
 }
 
@@ -53,11 +57,16 @@ pub(super) struct Inner {
     used: Vec<u64>,
     /// Bytes promised to files that are being fetched, by tier.
     promised: Vec<u64>,
+    /// Files that were begun and that nobody has open, the longest unopened first.
+    dormant: VecDeque<Dormant>,
     /// What the file system of each tier refused, and since when.
     trouble: Vec<Option<(Instant, String)>>,
     /// Objects whose files may not be on the disk yet.
     unsynced: Vec<Object>,
     synced_at: Instant,
+    /// Loads that run, by number: what they want is not given up.
+    pub loads: Vec<(u64, String, Vec<RelativePath>)>,
+    pub load_number: u64,
     /// Datasets of which something did not fit, and how much, in words.
     pub partial: HashMap<String, String>,
 }
@@ -66,14 +75,6 @@ pub(super) struct Inner {
 pub(super) struct Lease {
     store: Arc<Store>,
     id: String,
-}
-
-/// Room in one tier for one file; given back on drop unless it was used.
-pub(super) struct Room {
-    store: Arc<Store>,
-    tier: usize,
-    bytes: u64,
-    file: PathBuf,
 }
 
 fn failed(op: &'static str, file: &Path) -> impl FnOnce(io::Error) -> EngineError {
@@ -119,49 +120,39 @@ impl Store {
             }
         }
         index.forget(&gone)?;
-        for (tier, known) in tiers.iter().zip(&known) {
+        let dormant = dormant::found(&index, &tiers, &used)?;
+        let mut promised = vec![0; used.len()];
+        dormant.iter().for_each(|dormant| promised[dormant.tier] += dormant.file.bytes);
+        for (number, tier) in tiers.iter().enumerate() {
             let unfinished = tier.dir.join(UNFINISHED);
-            match fs::remove_dir_all(&unfinished) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("remove unfinished files of", &unfinished)(error));
-                }
-                _ => fs::create_dir_all(&unfinished).map_err(failed("make directory", &unfinished))?,
+            fs::create_dir_all(&unfinished).map_err(failed("make directory", &unfinished))?;
+            let begun = dormant.iter().filter(|dormant| dormant.tier == number).map(|found| found.file.file.clone());
+            remove_others(&unfinished, &begun.collect())?;
+            for fan_out in entries(&tier.dir.join(OBJECTS))? {
+                remove_others(&fan_out.path(), &known[number])?;
             }
-            remove_strangers(&tier.dir.join(OBJECTS), known)?;
         }
         let inner = Inner {
             index,
             open: HashMap::new(),
-            promised: vec![0; used.len()],
+            promised,
+            dormant,
             trouble: vec![None; used.len()],
             used,
             unsynced: Vec::new(),
             synced_at: Instant::now(),
+            loads: Vec::new(),
+            load_number: 0,
             partial: HashMap::new(),
         };
-        Ok(Arc::new(Self { tiers, inner: Mutex::new(inner), names: AtomicU64::new(0) }))
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let run = format!("{:x}", started.as_nanos());
+        Ok(Arc::new(Self { tiers, inner: Mutex::new(inner), run, names: AtomicU64::new(0) }))
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         // What a panicking thread left half done is a transaction that SQLite rolled back.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Room for a file in the first tier that has it, or else in the first where files that nobody wants beforehand
-    /// make room for it.
-    pub(super) fn room(self: &Arc<Self>, bytes: u64) -> Result<Option<Room>, EngineError> {
-        let mut inner = self.lock();
-        let all = (0..self.tiers.len()).filter(|tier| !rests(&inner.trouble[*tier])).collect::<Vec<_>>();
-        let mut found = all.iter().copied().find(|tier| self.lacking(&inner, *tier, bytes) == 0);
-        for tier in all {
-            if found.is_none() && self.make_room(&mut inner, tier, bytes)? {
-                found = Some(tier);
-            }
-        }
-        let Some(tier) = found else { return Ok(None) };
-        inner.promised[tier] += bytes;
-        let name = self.names.fetch_add(1, Ordering::Relaxed).to_string();
-        Ok(Some(Room { store: self.clone(), tier, bytes, file: self.tiers[tier].dir.join(UNFINISHED).join(name) }))
     }
 
     /// Leaves a tier alone for a while, because of what its file system says.
@@ -179,38 +170,6 @@ impl Store {
         let found = inner.trouble.iter().enumerate().find(|(_, trouble)| rests(trouble))?;
         let (tier, (_, why)) = (found.0, found.1.as_ref()?);
         Some(EngineError::TierFailed { op, tier: key(&self.tiers[tier]), why: why.clone() })
-    }
-
-    /// Bytes by which a tier is too full for `bytes` more.
-    fn lacking(&self, inner: &Inner, tier: usize, bytes: u64) -> u64 {
-        let taken = inner.used[tier].saturating_add(inner.promised[tier]).saturating_add(bytes);
-        taken.saturating_sub(self.tiers[tier].quota_bytes)
-    }
-
-    /// Gives up what may be given up until `bytes` fit, and then some, so that not every file has to do it; false, and
-    /// nothing is given up, if that is not enough.
-    fn make_room(&self, inner: &mut Inner, tier: usize, bytes: u64) -> Result<bool, EngineError> {
-        let lacking = self.lacking(inner, tier, bytes);
-        if bytes > self.tiers[tier].quota_bytes {
-            return Ok(false);
-        }
-        let aim = lacking.saturating_add(self.tiers[tier].quota_bytes / SLACK_DIVISOR);
-        let (mut chosen, mut sum) = (Vec::new(), 0_u64);
-        for object in inner.index.evictable(&key(&self.tiers[tier]), EVICTED_AT_ONCE)? {
-            if sum >= aim {
-                break;
-            }
-            if !inner.open.contains_key(&object.id) {
-                sum += object.bytes;
-                chosen.push(object);
-            }
-        }
-        if sum < lacking {
-            return Ok(false);
-        }
-        inner.index.forget(&chosen)?;
-        self.remove(inner, &chosen)?;
-        Ok(true)
     }
 
     /// Opens the file of an object; while the lease lives, it is not given up. `None` if the file is gone or its disk does
@@ -287,14 +246,7 @@ impl Store {
             inner.synced_at = Instant::now();
             std::mem::take(&mut inner.unsynced)
         };
-        // Others go on meanwhile.
-        let mut lost = Vec::new();
-        for (number, tier) in self.tiers.iter().enumerate() {
-            if let Err(error) = sync_tier(tier) {
-                self.troubled(number, "sync", &error);
-                lost.push(key(tier));
-            }
-        }
+        let lost = self.sync_tiers(|_| true);
         let (lost, synced): (Vec<_>, Vec<_>) = objects.into_iter().partition(|object| lost.contains(&object.tier));
         let mut inner = self.lock();
         inner.index.forget(&lost)?;
@@ -304,10 +256,25 @@ impl Store {
         inner.index.synced(&synced)
     }
 
-    /// Use of the media by all datasets together.
-    pub(super) fn media(&self) -> Vec<MediumUsage> {
+    /// Syncs tiers while others go on; returns those that could not be.
+    fn sync_tiers(&self, chosen: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut lost = Vec::new();
+        for (number, tier) in self.tiers.iter().enumerate().filter(|(_, tier)| chosen(&key(tier))) {
+            if let Err(error) = sync_tier(tier) {
+                self.troubled(number, "sync", &error);
+                lost.push(key(tier));
+            }
+        }
+        lost
+    }
+
+    /// Use of the media by all datasets together, `begun` (bytes by tier) counted in.
+    pub(super) fn media(&self, begun: &[(String, u64)]) -> Vec<MediumUsage> {
         let used = self.lock().used.clone();
-        self.by_medium(|tier| used[tier])
+        self.by_medium(|tier| {
+            let begun = begun.iter().filter(|(name, _)| *name == key(&self.tiers[tier])).map(|(_, bytes)| bytes);
+            used[tier] + begun.sum::<u64>()
+        })
     }
 
     /// Use of the media, given the bytes of each tier by its key.
@@ -331,51 +298,6 @@ impl Store {
     }
 }
 
-impl Room {
-    /// Makes the unfinished file, all of it a hole.
-    pub(super) fn create(&self) -> Result<fs::File, EngineError> {
-        let create = || {
-            let file = fs::File::options().read(true).write(true).create_new(true).open(&self.file)?;
-            file.set_len(self.bytes)?;
-            Ok(file)
-        };
-        create().map_err(|error| self.troubled("make cached file", &error))
-    }
-
-    /// Has the tier left alone, because of what its file system says of this file.
-    pub(super) fn troubled(&self, op: &'static str, error: &io::Error) -> EngineError {
-        self.store.troubled(self.tier, op, error)
-    }
-
-    /// Makes the finished file the object `id`. Nothing happens if the object is there or nobody wants it now.
-    pub(super) fn keep(&self, id: &str, digest: &Digest) -> Result<(), EngineError> {
-        let tier = &self.store.tiers[self.tier];
-        let mut inner = self.store.lock();
-        if inner.index.tier_of(id)?.is_some() {
-            return Ok(());
-        }
-        let file = place(tier, id);
-        let directory = file.parent().unwrap_or(&tier.dir);
-        let write = || {
-            fs::create_dir_all(directory)?;
-            fs::rename(&self.file, &file)
-        };
-        if let Err(error) = write() {
-            drop(inner);
-            return Err(self.troubled("keep cached file", &error));
-        }
-        let object = Object { id: id.to_owned(), tier: key(tier), bytes: self.bytes };
-        if inner.index.add(&object, digest, now())? {
-            inner.used[self.tier] += self.bytes;
-            inner.unsynced.push(object);
-        } else {
-            fs::remove_file(&file).map_err(failed("remove", &file))?;
-        }
-        drop(inner);
-        self.store.sync(false)
-    }
-}
-
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut inner = self.store.lock();
@@ -385,19 +307,6 @@ impl Drop for Lease {
                 inner.open.remove(&self.id);
             }
         }
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        // Gone already when it was kept.
-        if let Err(error) = fs::remove_file(&self.file)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(file = %self.file.display(), %error, "unfinished file could not be removed");
-        }
-        let mut inner = self.store.lock();
-        inner.promised[self.tier] = inner.promised[self.tier].saturating_sub(self.bytes);
     }
 }
 
@@ -443,17 +352,19 @@ fn sync_tier(tier: &Tier) -> io::Result<()> {
     nix::unistd::syncfs(fs::File::open(&tier.dir)?).map_err(io::Error::from)
 }
 
-fn remove_strangers(objects: &Path, known: &HashSet<String>) -> Result<(), EngineError> {
-    let read = |dir: &Path| match fs::read_dir(dir) {
+fn entries(dir: &Path) -> Result<Vec<fs::DirEntry>, EngineError> {
+    match fs::read_dir(dir) {
         Ok(entries) => entries.collect::<Result<Vec<_>, _>>().map_err(failed("list", dir)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(failed("list", dir)(error)),
-    };
-    for directory in read(objects)? {
-        for file in read(&directory.path())? {
-            if !file.file_name().to_str().is_some_and(|name| known.contains(name)) {
-                fs::remove_file(file.path()).map_err(failed("remove", &file.path()))?;
-            }
+    }
+}
+
+/// Removes the files of a directory that are not known.
+fn remove_others(dir: &Path, known: &HashSet<String>) -> Result<(), EngineError> {
+    for file in entries(dir)? {
+        if !file.file_name().to_str().is_some_and(|name| known.contains(name)) {
+            fs::remove_file(file.path()).map_err(failed("remove", &file.path()))?;
         }
     }
     Ok(())
