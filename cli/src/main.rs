@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    apply, backup, cluster, completion, dataset, delete, demo, describe, get, hook, hub, kubeconfig, member, migrate,
-    mount, node, op, placement, query, repository, storage, token, up, watch,
+    apply, backup, cluster, completion, dataset, delete, demo, describe, get, hook, hub, kubeconfig, load, member,
+    migrate, mount, node, op, placement, query, repository, storage, token, up, watch,
 };
 
 /// A federation hub for datasets.
@@ -66,6 +66,8 @@ enum Command {
     Placement(placement::Command),
     /// Bring a dataset into a Storage.
     Migrate(migrate::Arguments),
+    /// Bring a dataset into the caches that hold it, before anybody reads.
+    Load(load::Arguments),
     /// Write a snapshot of a dataset into a BackupRepository.
     Backup(backup::Backup),
     /// Make a home of a dataset, or a directory, of a snapshot.
@@ -137,6 +139,7 @@ fn main() -> ExitCode {
                 Command::Storage(command) => storage::run(kubeconfig, command).await,
                 Command::Placement(command) => placement::run(kubeconfig, command).await,
                 Command::Migrate(arguments) => migrate::run(kubeconfig, arguments).await,
+                Command::Load(arguments) => load::run(kubeconfig, arguments).await,
                 Command::Backup(arguments) => backup::run(kubeconfig, arguments).await,
                 Command::Restore(arguments) => backup::restore(kubeconfig, arguments).await,
                 Command::Repository(command) => repository::run(kubeconfig, command).await,

@@ -10,7 +10,7 @@ use fluvial_model::kinds::cluster::CLUSTER_FINALIZER;
 use fluvial_model::kinds::datamigrate::MIGRATE_FINALIZER;
 use fluvial_model::kinds::datarestore::RESTORE_FINALIZER;
 use fluvial_model::kinds::{
-    BackupRepository, Cluster, DataBackup, DataMigrate, DataRestore, Dataset, Namespace, Storage,
+    BackupRepository, Cluster, DataBackup, DataLoad, DataMigrate, DataRestore, Dataset, Namespace, Storage,
 };
 use fluvial_model::names::printable;
 use fluvial_model::resource::{DecodeError, KindInfo, Resource};
@@ -130,6 +130,9 @@ pub async fn check_create(objects: &Objects, info: &KindInfo, object: &Value) ->
         }
         return if errors.is_empty() { Ok(admitted) } else { Err(AdmissionError::Invalid(errors)) };
     }
+    if is::<DataLoad>(info) {
+        return check_load(objects, &DataLoad::from_value(object)?).await;
+    }
     if is::<Storage>(info) {
         let storage = Storage::from_value(object)?;
         let at = Path::root("spec").key("cluster");
@@ -139,6 +142,22 @@ pub async fn check_create(objects: &Objects, info: &KindInfo, object: &Value) ->
         return if errors.is_empty() { Ok(admitted) } else { Err(AdmissionError::Invalid(errors)) };
     }
     Ok(Admitted::default())
+}
+
+async fn check_load(objects: &Objects, load: &DataLoad) -> Result<Admitted, AdmissionError> {
+    let mut admitted = Admitted::default();
+    let mut errors = FieldErrors::default();
+    let spec = Path::root("spec");
+    let (namespace, name) = load.dataset();
+    let at = spec.key("dataset").key("name");
+    require::<Dataset>(objects, namespace, name, &at, &mut errors, &mut admitted).await?;
+    if !load.spec.cluster.is_empty() {
+        let at = spec.key("cluster");
+        require::<Cluster>(objects, "", &load.spec.cluster, &at, &mut errors, &mut admitted).await?;
+    }
+    // The dataset may change while it is loaded: the load is of what it is then.
+    admitted.compares.clear();
+    if errors.is_empty() { Ok(admitted) } else { Err(AdmissionError::Invalid(errors)) }
 }
 
 async fn check_migrate(objects: &Objects, migrate: &DataMigrate) -> Result<Admitted, AdmissionError> {

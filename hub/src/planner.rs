@@ -11,6 +11,7 @@ mod apply;
 mod backup;
 mod cluster;
 mod dataset;
+mod load;
 mod migrate;
 mod mirror;
 mod placement;
@@ -125,6 +126,9 @@ async fn reconcile(context: &PlannerContext, mirror: &mut Mirror) -> Result<(), 
     for name in mirror.dirty.take_repositories() {
         backup::reconcile_repository(context, mirror, &name).await?;
     }
+    for key in mirror.dirty.take_loads() {
+        load::reconcile(context, mirror, &key).await?;
+    }
     for key in mirror.dirty.take_datasets() {
         dataset::reconcile(context, mirror, &key).await?;
     }
@@ -141,6 +145,7 @@ async fn reconcile(context: &PlannerContext, mirror: &mut Mirror) -> Result<(), 
 async fn garbage(context: &PlannerContext, mirror: &Mirror) -> Result<(), ObjectError> {
     migrate::expire(context, mirror).await?;
     backup::expire(context, mirror).await?;
+    load::expire(context, mirror).await?;
     if let Err(error) = crate::api::collect_garbage(&context.objects, context.clock.as_ref()).await {
         warn!(error = %chain(&error), "collecting dependents without owners");
     }

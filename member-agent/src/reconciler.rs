@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod gather;
+mod load;
 pub mod locate;
 pub mod plan;
 pub mod report;

@@ -220,6 +220,22 @@ pub enum RepositoryTask {
 /// The option of a repository's endpoint whose secret is its password.
 pub const REPOSITORY_PASSWORD: &str = "password";
 
+/// Bring files of a dataset, which the cache work of the same dataset holds, into the cache now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadWork {
+    pub dataset: DatasetKey,
+    /// The uid of the DataLoad.
+    pub operation: String,
+    /// The version that the cache is to hold.
+    pub root: String,
+    /// Files and directories; everything if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// Into the page cache, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub page_cache: bool,
+}
+
 /// What an assignment asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "work", rename_all = "lowercase")]
@@ -233,6 +249,7 @@ pub enum Work {
     Backup(BackupWork),
     Restore(RestoreWork),
     Repository(RepositoryWork),
+    Load(LoadWork),
 }
 
 impl Work {
@@ -257,6 +274,7 @@ impl Work {
             }
             // No namespace is called so.
             Self::Repository(w) => format!("repository/-/{}/{}", w.repository.name, w.repository.uid),
+            Self::Load(w) => format!("load/{}/{}/{}", w.dataset.namespace, w.dataset.name, w.operation),
         }
     }
 
@@ -273,6 +291,7 @@ impl Work {
             Self::Backup(w) => &w.dataset,
             Self::Restore(w) => &w.copy.dataset,
             Self::Repository(w) => &w.repository,
+            Self::Load(w) => &w.dataset,
         }
     }
 
@@ -285,7 +304,7 @@ impl Work {
             Self::Migrate(w) => (&w.sources, Some(&w.target)),
             Self::Serve(w) => (&w.sources, None),
             Self::Remove(w) => (&[], Some(&w.target)),
-            Self::Mount(_) => (&[], None),
+            Self::Mount(_) | Self::Load(_) => (&[], None),
             Self::Backup(w) => (&w.sources, Some(&w.repository)),
             Self::Restore(w) => (&w.copy.sources, Some(&w.copy.target)),
             Self::Repository(w) => (&[], Some(&w.place)),

@@ -5,6 +5,7 @@ pub mod cachelocation;
 pub mod cluster;
 pub mod core;
 pub mod databackup;
+pub mod dataload;
 pub mod datamigrate;
 pub mod datarestore;
 pub mod dataset;
@@ -23,6 +24,7 @@ pub use self::cachelocation::{CacheLocation, CacheLocationStatus, MediumUsage, N
 pub use self::cluster::{Cluster, ClusterSpec, ClusterState, ClusterStatus};
 pub use self::core::{Event, Namespace, Secret};
 pub use self::databackup::{DataBackup, DataBackupSpec, DataBackupStatus};
+pub use self::dataload::{ClusterLoad, DataLoad, DataLoadSpec, DataLoadStatus, LoadTarget, LoadTier};
 pub use self::datamigrate::{
     DataEnd, DataMigrate, DataMigrateSpec, DataMigrateStatus, DatasetRef, MigrateMode, MigrateVerify, OperationPhase,
     Progress, StorageRef,
@@ -48,6 +50,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<DataMigrate>(),
     Kind::of::<DataBackup>(),
     Kind::of::<DataRestore>(),
+    Kind::of::<DataLoad>(),
     Kind::of::<Cluster>(),
     Kind::of::<Storage>(),
     Kind::of::<BackupRepository>(),

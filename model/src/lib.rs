@@ -1,7 +1,8 @@
 //! The words and the decisions of Fluvial, pure: data in, data out.
 //!
 //! Reading order follows the path: [`kinds`] (① what users write), [`store`] and [`catalog`] (② what is kept),
-//! [`placement`], [`route`], [`migration`], [`backup`] and [`upkeep`] (③ what is decided), [`desired`] (④ what an agent is told),
+//! [`placement`], [`route`], [`migration`], [`backup`], [`loading`] and [`upkeep`] (③ what is decided), [`desired`] (④ what an
+//! agent is told),
 //! [`manifest`] (⑤ what a version of a dataset is), [`report`] (⑦ what agents say) and [`liveness`] (⑧ what it means).
 //!
 //! Deliberately absent: I/O of any kind, clocks, randomness, logging. Time and ids are arguments.
@@ -13,6 +14,7 @@ pub mod desired;
 pub mod field;
 pub mod kinds;
 pub mod liveness;
+pub mod loading;
 pub mod manifest;
 pub mod meta;
 pub mod migration;

@@ -68,6 +68,7 @@ pub enum Report {
     Backup(BackupReport),
     Restore(RestoreReport),
     Repository(RepositoryReport),
+    Load(LoadReport),
 }
 
 /// A scan ended, or cannot end.
@@ -229,6 +230,31 @@ pub struct FoundSnapshots {
     /// The newest, the newest first.
     pub newest: Vec<SnapshotInfo>,
     pub count: u64,
+}
+
+/// Where a load stands on the agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadPhase {
+    #[default]
+    Loading,
+    Done,
+    Failed,
+}
+
+/// How far a load is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LoadReport {
+    pub phase: LoadPhase,
+    /// The version that is loaded.
+    pub root: String,
+    pub progress: Progress,
+    /// Bytes in the page cache, if they were to be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_cache_bytes: Option<u64>,
+    /// With `Done`: what is to be known of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    pub problem: Option<Problem>,
 }
 
 /// A report and the assignment generation that it speaks of, as stored.

@@ -43,6 +43,8 @@ pub struct Plan {
 struct Shared {
     plan: Mutex<Option<Plan>>,
     reads: AtomicU64,
+    /// Reads of objects, whether they meet a fault or not.
+    requests: AtomicU64,
     hits: AtomicU64,
     bytes: AtomicU64,
     stop: AtomicBool,
@@ -89,6 +91,11 @@ impl Proxy {
     pub fn set(&self, plan: Option<Plan>) {
         *self.shared.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
         self.shared.hits.store(0, Ordering::Relaxed);
+    }
+
+    /// How many reads of objects came to it so far.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
     }
 
     /// Bytes of objects that were given out, from now on or since this was asked last.
@@ -145,6 +152,9 @@ fn pass(shared: &Shared, mut client: TcpStream, server: SocketAddr) -> io::Resul
     let path = line.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
     // `/bucket/key`: a listing has no key.
     let read = line.starts_with("GET ") && path.trim_matches('/').contains('/');
+    if read {
+        shared.requests.fetch_add(1, Ordering::Relaxed);
+    }
     let plan = *shared.plan.lock().unwrap_or_else(PoisonError::into_inner);
     let fault = plan.filter(|plan| read && shared.reads.fetch_add(1, Ordering::Relaxed).is_multiple_of(plan.every));
     let fault = fault.map(|plan| plan.fault);

@@ -10,7 +10,7 @@ use fluvial_model::resource::Resource;
 use http::Method;
 use kube::Client;
 
-use super::migrate;
+use super::operation;
 use crate::args::{Namespace, duration};
 use crate::client::{self, JSON};
 use crate::kinds::in_path;
@@ -117,45 +117,18 @@ pub(crate) async fn restore(kubeconfig: Option<PathBuf>, arguments: Restore) -> 
 }
 
 /// Creates an operation, and follows it if that is asked for.
-async fn create<R: Resource>(client: &Client, mut operation: R, dataset: &str, following: Following) -> Result<()> {
+async fn create<R: Resource>(client: &Client, mut wish: R, dataset: &str, following: Following) -> Result<()> {
     let namespace = in_path("namespace", following.namespace.of(client))?.to_owned();
     match following.name {
-        Some(name) => operation.meta_mut().name = name,
-        None => operation.meta_mut().generate_name = format!("{dataset}-"),
+        Some(name) => wish.meta_mut().name = name,
+        None => wish.meta_mut().generate_name = format!("{dataset}-"),
     }
-    let object = serde_json::to_value(&operation).context("writing the operation as JSON")?;
+    let object = serde_json::to_value(&wish).context("writing the operation as JSON")?;
     let made =
         client::write(client, Method::POST, &objects::path(&R::INFO, &namespace, None), Some((JSON, &object))).await?;
     let made = R::from_value(&made).context("reading the hub's answer")?;
     let name = made.meta().name.clone();
-    let table = following.output == output::Form::Table;
-    if table {
-        output::print(&format!("{}.{}/{name} created", R::INFO.singular, R::INFO.group))?;
-    }
-    if !following.wait {
-        if !table {
-            return output::value(&serde_json::to_value(&made).context("writing the operation")?, following.output);
-        }
-        eprintln!("follow it by: fluvial op wait {name} -n {namespace}");
-        return Ok(());
-    }
-    migrate::wait(client, &namespace, &name, following.timeout, following.output).await
-}
-
-/// The API path of the operation of this name, whatever its kind; that of a migration if there is none.
-///
-/// # Errors
-/// If no operation can have that name, or the hub does not answer.
-pub(crate) async fn path_of(client: &Client, namespace: &str, name: &str) -> Result<String> {
-    in_path("namespace", namespace)?;
-    let name = in_path("operation", name)?;
-    for info in [&DataBackup::INFO, &DataRestore::INFO] {
-        let path = objects::path(info, namespace, Some(name));
-        match client::get(client, &path, JSON).await {
-            Ok(_) => return Ok(path),
-            Err(failure) if failure.is_not_found() || failure.may_pass() => {}
-            Err(failure) => return Err(failure.into()),
-        }
-    }
-    migrate::path(namespace, name)
+    let object = serde_json::to_value(&made).context("writing the operation")?;
+    let following = operation::Following { wait: following.wait, timeout: following.timeout, form: following.output };
+    operation::begun(client, (&R::INFO, &namespace, &name), &object, following).await
 }

@@ -22,8 +22,8 @@ use fluvial_model::kinds::{
 };
 use kube::Client;
 
-use super::migrate::Progress;
 use super::options::Sorted;
+use super::progress::Progress;
 use super::{cluster, dataset, migrate, options, placement, query, storage, until_told_to_stop};
 use crate::local::Federation;
 use crate::{objects, output};

@@ -1,6 +1,4 @@
-//! `fluvial migrate`: brings a dataset into a Storage, and follows an operation to its end.
-
-mod progress;
+//! `fluvial migrate`: brings a dataset into a Storage.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,16 +12,14 @@ use fluvial_model::kinds::{
 use fluvial_model::resource::Resource as _;
 use http::Method;
 use kube::Client;
-use tokio::time::Instant;
 
-pub(crate) use self::progress::Progress;
+use super::operation;
+use super::progress::Progress;
 use crate::args::{Namespace, duration};
 use crate::client::{self, JSON};
 use crate::kinds::in_path;
 use crate::{objects, output};
 
-/// How often an operation is looked at while it is followed.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long a plan without work may take: an agent or a scan may be waited for.
 const PLAN_WITHIN: Duration = Duration::from_secs(60);
 /// A plan that could not be deleted here goes by itself, seconds after its end.
@@ -128,66 +124,13 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Arguments) -> Re
         let within = arguments.timeout.unwrap_or(PLAN_WITHIN);
         let planned = follow(&client, &namespace, &name, within, &mut Progress::silent()).await;
         // The question is answered: nothing of it should stay.
-        let _ = client::write(&client, Method::DELETE, &path(&namespace, &name)?, None).await;
+        let _ = client::write(&client, Method::DELETE, &operation::path(&DataMigrate::INFO, &namespace, &name)?, None)
+            .await;
         return show_plan(&planned?, arguments.output);
     }
-    if arguments.output == output::Form::Table {
-        output::print(&format!("datamigrate.data.fluid.io/{name} created"))?;
-    }
-    if !arguments.wait {
-        if arguments.output != output::Form::Table {
-            return output::value(&serde_json::to_value(&made).context("writing the operation")?, arguments.output);
-        }
-        eprintln!("follow it by: fluvial op wait {name} -n {namespace}");
-        return Ok(());
-    }
-    wait(&client, &namespace, &name, arguments.timeout, arguments.output).await
-}
-
-/// Follows an operation on this terminal, and fails unless it is complete. Ctrl-C ends the waiting alone.
-///
-/// # Errors
-/// As the operation ended, or that it goes on.
-pub(crate) async fn wait(
-    client: &Client,
-    namespace: &str,
-    name: &str,
-    timeout: Option<Duration>,
-    form: output::Form,
-) -> Result<()> {
-    const DAY: Duration = Duration::from_secs(24 * 3600);
-    let mut progress = Progress::stderr();
-    let path = super::backup::path_of(client, namespace, name).await?;
-    let status = tokio::select! {
-        status = follow_at(client, &path, (namespace, name), timeout.unwrap_or(DAY), &mut progress) => status?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted.context("listening for Ctrl-C")?;
-            bail!("{}", goes_on(namespace, name, "the waiting was interrupted"));
-        }
-    };
-    match form {
-        output::Form::Table => output::print(&summary(name, &status))?,
-        form => output::value(&serde_json::to_value(&status).context("writing the status")?, form)?,
-    }
-    complete(name, &status)
-}
-
-/// Whether an operation ended well.
-///
-/// # Errors
-/// How else it ended, and why.
-pub(crate) fn complete(name: &str, status: &DataMigrateStatus) -> Result<()> {
-    if status.phase == OperationPhase::Complete {
-        return Ok(());
-    }
-    bail!("operation \"{name}\" is {}: {}: {}", status.phase.as_str(), status.reason, status.message)
-}
-
-fn goes_on(namespace: &str, name: &str, why: &str) -> String {
-    format!(
-        "operation \"{name}\": {why}; it goes on: follow it by `fluvial op wait {name} -n {namespace}`, or stop it by \
-         `fluvial op cancel {name} -n {namespace}`"
-    )
+    let made = serde_json::to_value(&made).context("writing the operation")?;
+    let following = operation::Following { wait: arguments.wait, timeout: arguments.timeout, form: arguments.output };
+    operation::begun(&client, (&DataMigrate::INFO, &namespace, &name), &made, following).await
 }
 
 /// Creates a DataMigrate.
@@ -216,10 +159,10 @@ pub(crate) async fn create(client: &Client, namespace: &str, wish: &Wish) -> Res
     DataMigrate::from_value(&made).context("reading the hub's answer")
 }
 
-/// Follows an operation until it has ended, well or not. A hub that is away for a while is waited for.
+/// Follows a migration until it has ended, well or not.
 ///
 /// # Errors
-/// If it is deleted, or has not ended in time: then it goes on.
+/// See [`operation::follow`].
 pub(crate) async fn follow(
     client: &Client,
     namespace: &str,
@@ -227,65 +170,17 @@ pub(crate) async fn follow(
     within: Duration,
     progress: &mut Progress,
 ) -> Result<DataMigrateStatus> {
-    follow_at(client, &path(namespace, name)?, (namespace, name), within, progress).await
+    let ended = operation::follow(client, (&DataMigrate::INFO, namespace, name), within, progress).await?;
+    serde_json::from_value(ended).context("reading the hub's answer")
 }
 
-/// [`follow`] for an operation of any kind, by its API path: what is read of its status is alike in all.
-async fn follow_at(
-    client: &Client,
-    path: &str,
-    (namespace, name): (&str, &str),
-    within: Duration,
-    progress: &mut Progress,
-) -> Result<DataMigrateStatus> {
-    let deadline = Instant::now() + within;
-    let ended = loop {
-        match client::get(client, path, JSON).await {
-            Ok(mut object) => {
-                let status = object.get_mut("status").map(serde_json::Value::take).unwrap_or_default();
-                let status: Option<DataMigrateStatus> =
-                    serde_json::from_value(status).context("reading the hub's answer")?;
-                let status = status.unwrap_or_default();
-                progress.show(&status);
-                if status.phase.is_final() {
-                    break Ok(status);
-                }
-            }
-            Err(failure) if failure.may_pass() => progress.trouble(&failure.to_string()),
-            Err(failure) if failure.is_not_found() => {
-                break Err(anyhow::anyhow!("operation \"{name}\" was deleted before its end"));
-            }
-            Err(failure) => break Err(failure.into()),
-        }
-        if Instant::now() >= deadline {
-            break Err(anyhow::anyhow!(goes_on(namespace, name, &format!("it has not ended within {within:?}"))));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    };
-    progress.end();
-    ended
-}
-
-/// The API path of an operation.
+/// Whether a migration ended well.
 ///
 /// # Errors
-/// If no operation can have that name.
-pub(crate) fn path(namespace: &str, name: &str) -> Result<String> {
-    in_path("namespace", namespace)?;
-    Ok(objects::path(&DataMigrate::INFO, namespace, Some(in_path("operation", name)?)))
-}
-
-/// How an operation ended, in a line.
-fn summary(name: &str, status: &DataMigrateStatus) -> String {
-    let done = &status.progress;
-    let took = if status.duration.is_empty() { String::new() } else { format!(" in {}", status.duration) };
-    format!(
-        "{name}: {}, {}, {}{took}: {}",
-        status.phase.as_str(),
-        output::count(done.files_done, "file", "files"),
-        output::bytes(done.bytes_done),
-        status.message
-    )
+/// How else it ended, and why.
+pub(crate) fn complete(name: &str, status: &DataMigrateStatus) -> Result<()> {
+    let DataMigrateStatus { phase, reason, message, .. } = status.clone();
+    operation::complete(name, &operation::Standing { phase, reason, message, ..operation::Standing::default() })
 }
 
 fn show_plan(status: &DataMigrateStatus, form: output::Form) -> Result<()> {
@@ -313,25 +208,4 @@ fn show_plan(status: &DataMigrateStatus, form: output::Form) -> Result<()> {
         text.push_str(&format!("  {}\n", output::plain(reason)));
     }
     output::print(&text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_complete_is_a_success() {
-        let status = |phase| DataMigrateStatus {
-            phase,
-            reason: "NoSpace".to_owned(),
-            message: "full".to_owned(),
-            ..DataMigrateStatus::default()
-        };
-        assert!(complete("op", &status(OperationPhase::Complete)).is_ok());
-        assert_eq!(
-            complete("op", &status(OperationPhase::Failed)).unwrap_err().to_string(),
-            "operation \"op\" is Failed: NoSpace: full"
-        );
-        assert!(complete("op", &status(OperationPhase::Cancelled)).is_err());
-    }
 }

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Subcommand;
+use fluvial_model::kinds::DataLoad;
+use fluvial_model::resource::{KindInfo, Resource as _};
 use http::Method;
 use kube::Client;
 use serde_json::json;
 
 use super::get::{self, Which};
-use super::{backup, migrate};
+use super::operation;
 use crate::args::{Namespace, duration};
 use crate::client::{self, MERGE_PATCH};
+use crate::kinds::{Kind, Kinds};
 use crate::output;
 
 #[derive(Debug, Subcommand)]
@@ -38,7 +41,7 @@ pub(crate) enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: output::Form,
     },
-    /// Stop an operation; what it has written is removed.
+    /// Stop an operation; what a migration has written is removed, what a load has brought stays.
     Cancel {
         name: String,
         #[command(flatten)]
@@ -51,26 +54,36 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
     match command {
         Command::List { namespace, all_namespaces, output } => {
             let which = Which { namespace: (!all_namespaces).then(|| namespace.of(&client)), ..Which::default() };
-            get::one_kind(&client, "datamigrates", which, output).await
+            let known = Kinds::discover(&client).await?;
+            let kinds: Vec<&Kind> =
+                operation::KINDS.iter().map(|info| known.named(info.plural)).collect::<Result<_>>()?;
+            get::show(&client, &kinds, which, output).await
         }
         Command::Wait { name, namespace, timeout, output } => {
-            migrate::wait(&client, namespace.of(&client), &name, timeout, output).await
+            let namespace = namespace.of(&client);
+            let info = operation::find(&client, namespace, &name).await?;
+            operation::wait(&client, (info, namespace, &name), timeout, output).await
         }
         Command::Cancel { name, namespace } => {
             let namespace = namespace.of(&client);
-            cancel(&client, namespace, &name).await?;
-            output::print(&format!("operation \"{name}\" is being cancelled: what it has written is removed"))
+            let info = cancel(&client, namespace, &name).await?;
+            let what = if info.kind == DataLoad::INFO.kind {
+                "what is loaded stays"
+            } else {
+                "what it has written is removed"
+            };
+            output::print(&format!("operation \"{name}\" is being cancelled: {what}"))
         }
     }
 }
 
-/// Asks an operation to stop.
+/// Asks an operation to stop; returns its kind.
 ///
 /// # Errors
 /// With what the hub says.
-pub(crate) async fn cancel(client: &Client, namespace: &str, name: &str) -> Result<()> {
+async fn cancel(client: &Client, namespace: &str, name: &str) -> Result<&'static KindInfo> {
     let patch = json!({ "spec": { "cancel": true } });
-    let path = backup::path_of(client, namespace, name).await?;
-    client::write(client, Method::PATCH, &path, Some((MERGE_PATCH, &patch))).await?;
-    Ok(())
+    let info = operation::find(client, namespace, name).await?;
+    client::write(client, Method::PATCH, &operation::path(info, namespace, name)?, Some((MERGE_PATCH, &patch))).await?;
+    Ok(info)
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fluvial_model::desired::{Work, split_assignment_key};
 use fluvial_model::kinds::{
-    BackupRepository, CacheLocation, Cluster, DataBackup, DataMigrate, DataRestore, Dataset, DatasetMount,
+    BackupRepository, CacheLocation, Cluster, DataBackup, DataLoad, DataMigrate, DataRestore, Dataset, DatasetMount,
     OperationStatus, Placement, Storage,
 };
 use fluvial_model::placement::Decision;
@@ -35,6 +35,7 @@ pub(super) struct At<T> {
 pub(super) struct Dirty {
     placements: BTreeSet<Named>,
     migrates: BTreeSet<Named>,
+    loads: BTreeSet<Named>,
     datasets: BTreeSet<Named>,
     storages: BTreeSet<String>,
     clusters: BTreeSet<String>,
@@ -58,6 +59,9 @@ impl Dirty {
     }
     pub(super) fn take_migrates(&mut self) -> BTreeSet<Named> {
         std::mem::take(&mut self.migrates)
+    }
+    pub(super) fn take_loads(&mut self) -> BTreeSet<Named> {
+        std::mem::take(&mut self.loads)
     }
     pub(super) fn take_datasets(&mut self) -> BTreeSet<Named> {
         std::mem::take(&mut self.datasets)
@@ -88,6 +92,7 @@ pub(super) struct Mirror {
     pub(super) backups: BTreeMap<Named, At<DataBackup>>,
     pub(super) restores: BTreeMap<Named, At<DataRestore>>,
     pub(super) repositories: BTreeMap<String, At<BackupRepository>>,
+    pub(super) loads: BTreeMap<Named, At<DataLoad>>,
     pub(super) placements: BTreeMap<Named, At<Placement>>,
     pub(super) locations: BTreeMap<Named, At<CacheLocation>>,
     pub(super) mounts: BTreeMap<Named, At<DatasetMount>>,
@@ -147,6 +152,7 @@ impl Mirror {
         self.dirty.backups.extend(self.backups.keys().cloned());
         self.dirty.restores.extend(self.restores.keys().cloned());
         self.dirty.repositories.extend(self.repositories.keys().cloned());
+        self.dirty.loads.extend(self.loads.keys().cloned());
         self.dirty.datasets.extend(self.datasets.keys().cloned());
         self.dirty.storages.extend(self.storages.keys().cloned());
         self.dirty.clusters.extend(self.clusters.keys().cloned());
@@ -176,6 +182,8 @@ impl Mirror {
         let unfinished = self.restores.iter().filter(|(_, r)| !finished(r.value.status.as_ref().map(|s| &s.operation)));
         self.dirty.restores.extend(unfinished.map(|(key, _)| key.clone()));
         self.dirty.repositories.extend(self.repositories.keys().cloned());
+        let loading = self.loads.iter().filter(|(_, load)| !load.value.phase().is_final()).map(|(key, _)| key.clone());
+        self.dirty.loads.extend(loading);
         let leaving = self.clusters.iter().filter(|(_, c)| c.metadata.deletion_timestamp.is_some());
         self.dirty.clusters.extend(leaving.map(|(name, _)| name.clone()));
         let unlisted = self.datasets.iter().filter(|(_, d)| {
@@ -246,6 +254,12 @@ impl Mirror {
                 let name = at.value.metadata.name.clone();
                 self.dirty.repositories.insert(name.clone());
                 self.repositories.insert(name, at);
+            }
+        } else if key.starts_with(&DataLoad::INFO.prefix()) {
+            if let Some(at) = read::<DataLoad>(objects, kv) {
+                let named = named(&at.value);
+                self.dirty.loads.insert(named.clone());
+                self.loads.insert(named, at);
             }
         } else if key.starts_with(&DatasetMount::INFO.prefix()) {
             if let Some(at) = read::<DatasetMount>(objects, kv) {
@@ -366,6 +380,13 @@ impl Mirror {
             let operations = self.migrates.iter().filter(|(_, m)| m.value.dataset() == Some((namespace, name)));
             self.dirty.migrates.extend(operations.map(|(key, _)| key.clone()));
         }
+        if kind == "load" {
+            let operations = self.loads.iter().filter(|(_, load)| load.value.dataset() == (namespace, name));
+            self.dirty.loads.extend(operations.map(|(key, _)| key.clone()));
+            // It may be nobody's any more.
+            self.dirty.loads.insert((namespace.to_owned(), String::new()));
+            return;
+        }
         self.dirty.dataset(dataset);
     }
 
@@ -405,6 +426,9 @@ impl Mirror {
         } else if let Some(name) = key.strip_prefix(&BackupRepository::INFO.prefix()) {
             self.repositories.remove(name);
             self.dirty.repositories.insert(name.to_owned());
+        } else if let Some(named) = in_namespace(DataLoad::INFO.prefix()) {
+            self.loads.remove(&named);
+            self.dirty.loads.insert(named);
         } else if let Some(named) = in_namespace(DatasetMount::INFO.prefix()) {
             if let Some(gone) = self.mounts.remove(&named) {
                 self.dirty.dataset((named.0, gone.value.spec.dataset));

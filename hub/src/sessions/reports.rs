@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fluvial_model::desired::assignment_key;
 use fluvial_model::report::{
-    AgentReport, BackupReport, CacheReport, MigrateReport, Report, RestoreReport, StoredReport, report_key,
+    AgentReport, BackupReport, CacheReport, LoadReport, MigrateReport, Report, RestoreReport, StoredReport, report_key,
 };
 use fluvial_model::store::{Compare, Op, Txn, TxnOutcome};
 use fluvial_proto::v1;
@@ -233,6 +233,9 @@ fn without_progress(report: &Report) -> Report {
             Report::Cache(CacheReport { cached_bytes: 0, cached_files: 0, nodes: Vec::new(), ..cache.clone() })
         }
         Report::Migrate(migrate) => Report::Migrate(MigrateReport { progress: Default::default(), ..migrate.clone() }),
+        Report::Load(load) => {
+            Report::Load(LoadReport { progress: Default::default(), page_cache_bytes: None, ..load.clone() })
+        }
         Report::Backup(backup) => Report::Backup(BackupReport { progress: Default::default(), ..backup.clone() }),
         Report::Restore(restore) => {
             let copy = MigrateReport { progress: Default::default(), ..restore.copy.clone() };

@@ -264,6 +264,7 @@ fn concerns(work: &Work, node: &str) -> bool {
         | Work::Migrate(_)
         | Work::Remove(_)
         | Work::Serve(_)
+        | Work::Load(_)
         | Work::Backup(_)
         | Work::Restore(_)
         | Work::Repository(_) => false,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use fluvial_model::desired::Work;
-use fluvial_model::report::{MigratePhase, Problem, Report, RestoreReport, StoredReport};
+use fluvial_model::report::{LoadPhase, MigratePhase, Problem, Report, RestoreReport, StoredReport};
 
 use super::plan::{Assigned, Doing};
 use crate::ledger::{Assignment, Error, Ledger};
@@ -36,7 +36,12 @@ fn assigned(assignment: &Assignment, report: Option<&StoredReport>, ended: &Ende
         withdrawn: assignment.withdrawn,
         leaves_traces: match assignment.work {
             Work::Cache(_) | Work::Migrate(_) | Work::Mount(_) | Work::Restore(_) => true,
-            Work::Scan(_) | Work::Remove(_) | Work::Serve(_) | Work::Backup(_) | Work::Repository(_) => false,
+            Work::Scan(_)
+            | Work::Remove(_)
+            | Work::Serve(_)
+            | Work::Backup(_)
+            | Work::Repository(_)
+            | Work::Load(_) => false,
         },
         settled: ended_here || finished_before,
     }
@@ -55,6 +60,7 @@ fn finished(report: &Report) -> bool {
             MigratePhase::Done | MigratePhase::Failed | MigratePhase::Discarded => true,
             MigratePhase::Planning | MigratePhase::Copying | MigratePhase::Verifying => false,
         },
+        Report::Load(load) => matches!(load.phase, LoadPhase::Done | LoadPhase::Failed),
         Report::Remove(remove) => remove.removed || given_up(&remove.problem),
     }
 }

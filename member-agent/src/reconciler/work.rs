@@ -1,4 +1,4 @@
-//! What the tasks do: scan, cache, migrate, back up, restore, remove, and clean up after them.
+//! What the tasks do: scan, cache, migrate, back up, restore, remove, and clean up after them; loads are in [`super::load`].
 //!
 //! Every attempt reads its assignment from the ledger anew, so that a secret that changed is used; every result is in the
 //! ledger before the task ends. What may pass is tried again after a pause that grows to [`RETRY_LONGEST`], for ever, and
@@ -71,10 +71,10 @@ pub struct Peers {
 
 /// What the tasks work with.
 pub struct Works {
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
     blocks: BlockStore,
     journal: Journal,
-    engine: Arc<dyn Engine>,
+    pub(super) engine: Arc<dyn Engine>,
     link: HubLink,
     mounts: Mounts,
     peers: Peers,
@@ -170,7 +170,7 @@ impl Works {
         }
     }
 
-    async fn tell(&self, id: &str, generation: u64, report: Report) -> Result<(), crate::ledger::Error> {
+    pub(super) async fn tell(&self, id: &str, generation: u64, report: Report) -> Result<(), crate::ledger::Error> {
         let id = id.to_owned();
         let nodes = self.peers.nodes.clone();
         // Looked at where it is written down, so that what a node says meanwhile is not lost.
@@ -211,6 +211,7 @@ impl Works {
             }
             Work::Mount(mount) => self.mount(id, generation, mount).await,
             Work::Serve(serve) => self.serve(id, generation, serve, &secrets).await,
+            Work::Load(load) => self.load(id, generation, load).await,
         };
         let told = match done {
             Ok(report) => self.tell(id, generation, report).await.map_err(Trouble::from),
@@ -249,6 +250,7 @@ impl Works {
             }),
             Work::Remove(_) => Report::Remove(RemoveReport { removed: false, problem: Some(problem) }),
             Work::Serve(_) => Report::Serve(ServeReport { problem: Some(problem) }),
+            Work::Load(load) => self.load_failed(id, load, problem).await,
             Work::Mount(mount) => Report::Mount(MountReport {
                 root: mount.root.clone(),
                 problem: Some(problem),
@@ -518,7 +520,12 @@ impl Works {
                 let directory = directory_of(work).await?;
                 self.mounts.take_away(&work.mount, &directory, &source_of(work)).await?;
             }
-            Work::Scan(_) | Work::Remove(_) | Work::Serve(_) | Work::Backup(_) | Work::Repository(_) => {}
+            Work::Scan(_)
+            | Work::Remove(_)
+            | Work::Serve(_)
+            | Work::Backup(_)
+            | Work::Repository(_)
+            | Work::Load(_) => {}
         }
         Ok(())
     }
@@ -545,7 +552,7 @@ async fn directory_of(work: &MountWork) -> Result<PathBuf, Trouble> {
     resolved.map_err(|source| mounts::Error::Directory { directory: work.directory.clone(), source }.into())
 }
 
-fn ticker() -> tokio::time::Interval {
+pub(super) fn ticker() -> tokio::time::Interval {
     let mut tick = tokio::time::interval(PROGRESS_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick

@@ -9,7 +9,7 @@ use super::source::EncryptOption;
 use super::{DATA_GROUP, VERSION};
 use crate::catalog::{Cell, Row};
 use crate::field::{FieldErrors, Path};
-use crate::meta::Condition;
+use crate::meta::{Condition, ObjectMeta};
 use crate::names::NameRule;
 use crate::resource::{KindInfo, PrinterColumn, Resource, Scope, Writers, metadata_accessors, object};
 
@@ -174,6 +174,45 @@ pub struct Progress {
     pub eta_seconds: Option<f64>,
 }
 
+/// What SQL shows of an operation of any kind.
+pub(super) struct Shown<'a> {
+    pub kind: &'static str,
+    pub dataset: Option<&'a str>,
+    pub from: &'a str,
+    pub to: &'a str,
+    pub phase: OperationPhase,
+    pub progress: &'a Progress,
+    /// When it began and ended.
+    pub times: (Option<Timestamp>, Option<Timestamp>),
+    pub message: &'a str,
+}
+
+impl Shown<'_> {
+    pub(super) fn row(&self, metadata: &ObjectMeta) -> Row {
+        let progress = self.progress;
+        Row {
+            table: "operations",
+            cells: vec![
+                Cell::text(&metadata.namespace),
+                Cell::text(&metadata.name),
+                Cell::text(self.kind),
+                Cell::optional(self.dataset),
+                Cell::text(self.phase.as_str()),
+                Cell::text(self.from),
+                Cell::text(self.to),
+                Cell::integer(progress.bytes_done),
+                Cell::integer(progress.bytes_total),
+                Cell::integer(progress.files_done),
+                Cell::integer(progress.files_total),
+                Cell::Real(progress.bytes_per_second),
+                Cell::time(self.times.0),
+                Cell::time(self.times.1),
+                Cell::text(self.message),
+            ],
+        }
+    }
+}
+
 /// How the bytes will travel, and why so.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -324,26 +363,17 @@ impl Resource for DataMigrate {
 
     fn project(&self) -> Vec<Row> {
         let status = self.status.clone().unwrap_or_default();
-        let plan = status.plan.unwrap_or_default();
-        vec![Row {
-            table: "operations",
-            cells: vec![
-                Cell::text(&self.metadata.namespace),
-                Cell::text(&self.metadata.name),
-                Cell::text(Self::INFO.kind),
-                Cell::optional(self.dataset().map(|(_, name)| name)),
-                Cell::text(status.phase.as_str()),
-                Cell::text(&plan.from_cluster),
-                Cell::text(&plan.to_cluster),
-                Cell::integer(status.progress.bytes_done),
-                Cell::integer(status.progress.bytes_total),
-                Cell::integer(status.progress.files_done),
-                Cell::integer(status.progress.files_total),
-                Cell::Real(status.progress.bytes_per_second),
-                Cell::time(status.started_time),
-                Cell::time(status.finished_time),
-                Cell::text(&status.message),
-            ],
-        }]
+        let plan = status.plan.clone().unwrap_or_default();
+        let shown = Shown {
+            kind: Self::INFO.kind,
+            dataset: self.dataset().map(|(_, name)| name),
+            from: &plan.from_cluster,
+            to: &plan.to_cluster,
+            phase: status.phase,
+            progress: &status.progress,
+            times: (status.started_time, status.finished_time),
+            message: &status.message,
+        };
+        vec![shown.row(&self.metadata)]
     }
 }

@@ -52,7 +52,7 @@ pub fn request(dataset: &Dataset, now: Timestamp) -> Option<String> {
 }
 
 /// What asks for a listing now, empty if nothing ever did.
-pub(super) fn requested(dataset: &Dataset) -> String {
+pub(crate) fn requested(dataset: &Dataset) -> String {
     dataset.metadata.annotations.get(REQUESTED).cloned().unwrap_or_default()
 }
 

@@ -3,10 +3,10 @@
 use std::io::{IsTerminal as _, stderr};
 use std::time::Duration;
 
-use fluvial_model::kinds::DataMigrateStatus;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
+use super::operation::Standing;
 use crate::output;
 
 /// The shortest time between two lines.
@@ -40,7 +40,7 @@ impl Progress {
     }
 
     /// Shows a status.
-    pub(crate) fn show(&mut self, status: &DataMigrateStatus) {
+    pub(crate) fn show(&mut self, status: &Standing) {
         if let Some(bar) = &self.bar {
             bar.set_length(status.progress.bytes_total);
             bar.set_position(status.progress.bytes_done);
@@ -76,7 +76,7 @@ impl Progress {
 }
 
 /// Phase, rate, and the time that is left.
-fn rest(status: &DataMigrateStatus) -> String {
+fn rest(status: &Standing) -> String {
     let step = if status.reason.is_empty() { status.phase.as_str() } else { status.reason.as_str() };
     let mut parts = vec![step.to_owned()];
     let rate = status.progress.bytes_per_second;
@@ -93,7 +93,7 @@ fn rest(status: &DataMigrateStatus) -> String {
     parts.join(", ")
 }
 
-fn line(status: &DataMigrateStatus) -> String {
+fn line(status: &Standing) -> String {
     let progress = &status.progress;
     format!(
         "{} of {}, {} of {} files, {}",
@@ -121,13 +121,13 @@ mod tests {
             bytes_per_second: 2048.0,
             eta_seconds: Some(1536.4),
         };
-        let status = DataMigrateStatus {
+        let status = Standing {
             phase: OperationPhase::Executing,
             reason: "Copying".to_owned(),
             progress,
-            ..DataMigrateStatus::default()
+            ..Standing::default()
         };
         assert_eq!(line(&status), "1.00 MiB of 4.00 MiB, 1 of 4 files, Copying, 2.00 KiB/s, 1536 s left");
-        assert_eq!(line(&DataMigrateStatus::default()), "0 B of 0 B, 0 of 0 files, Pending");
+        assert_eq!(line(&Standing::default()), "0 B of 0 B, 0 of 0 files, Pending");
     }
 }
