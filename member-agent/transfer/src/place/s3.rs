@@ -12,6 +12,7 @@ mod checksum;
 mod client;
 mod copy;
 mod keys;
+pub mod live;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

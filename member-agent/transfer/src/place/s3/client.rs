@@ -226,10 +226,23 @@ impl Client {
         token: Option<String>,
         limit: Option<usize>,
     ) -> Result<ListObjectsV2Response, TransferError> {
+        self.list_by(prefix, None, token, limit).await
+    }
+
+    async fn list_by(
+        &self,
+        prefix: &str,
+        delimiter: Option<&str>,
+        token: Option<String>,
+        limit: Option<usize>,
+    ) -> Result<ListObjectsV2Response, TransferError> {
         let reply = self
             .send(Request::new("list", "", Method::GET), || {
                 let mut action = self.bucket.list_objects_v2(self.credentials());
                 action.with_prefix(prefix);
+                if let Some(delimiter) = delimiter {
+                    action.with_delimiter(delimiter);
+                }
                 if let Some(token) = &token {
                     action.with_continuation_token(token.clone());
                 }
@@ -242,6 +255,16 @@ impl Client {
         let text =
             std::str::from_utf8(&reply.body).map_err(|_| self.malformed("list", "", "a list that is not UTF-8"))?;
         ListObjectsV2::parse_response(text).map_err(|_| self.malformed("list", "", "a list that cannot be parsed"))
+    }
+
+    /// One page of one level: objects, and prefixes that end in `/`.
+    pub(super) async fn list_level(
+        &self,
+        prefix: &str,
+        token: Option<String>,
+        limit: Option<usize>,
+    ) -> Result<ListObjectsV2Response, TransferError> {
+        self.list_by(prefix, Some("/"), token, limit).await
     }
 
     pub(super) async fn head(&self, key: &str, path: &str) -> Result<Reply, TransferError> {
@@ -288,10 +311,38 @@ impl Client {
         etag: &str,
         size: u64,
     ) -> Result<(), TransferError> {
-        let source = utf8_percent_encode(&format!("{source_bucket}/{source_key}"), COPY_SOURCE).to_string();
         let mut headers = checksum::upload_headers();
         headers.truncate(1);
-        headers.extend([("x-amz-copy-source", source), ("x-amz-copy-source-if-match", etag.to_owned())]);
+        headers.push(("x-amz-copy-source-if-match", etag.to_owned()));
+        self.copy_from(key, path, &format!("{source_bucket}/{source_key}"), size, headers).await
+    }
+
+    /// Has the store copy an object inside the bucket, with its metadata or with other.
+    pub(super) async fn copy_within(
+        &self,
+        from: &str,
+        to: &str,
+        path: &str,
+        size: u64,
+        metadata: Option<Vec<Header>>,
+    ) -> Result<(), TransferError> {
+        let mut headers = Vec::new();
+        if let Some(metadata) = metadata {
+            headers.push(("x-amz-metadata-directive", "REPLACE".to_owned()));
+            headers.extend(metadata);
+        }
+        self.copy_from(to, path, &format!("{}/{from}", self.bucket.name()), size, headers).await
+    }
+
+    async fn copy_from(
+        &self,
+        key: &str,
+        path: &str,
+        source: &str,
+        size: u64,
+        mut headers: Vec<Header>,
+    ) -> Result<(), TransferError> {
+        headers.push(("x-amz-copy-source", utf8_percent_encode(source, COPY_SOURCE).to_string()));
         let request = Request::new("copy", path, Method::PUT).sending(&headers, Bytes::new());
         let limit = body_limit(size).max(COMPLETE_LIMIT);
         let reply = self.send(Request { limit, ..request }, || self.signed_put(key, &headers)).await?;

@@ -13,7 +13,7 @@ use crate::TransferError;
 use crate::place::{Tag, Written};
 
 /// The largest object that one request copies (Amazon S3 API reference, CopyObject).
-const MOST_COPIED: u64 = 5 << 30;
+pub const MOST_COPIED: u64 = 5 << 30;
 
 impl S3Place {
     /// Has the store copy `file`, as its manifest says it, from `below` in another place of it. `None` if the store cannot,
