@@ -15,17 +15,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fluvial_engine::Engine;
-use fluvial_model::manifest::Root;
 use fluvial_mount::device::{self, FS_TYPE};
-use fluvial_mount::serve::{self, Slot, SlotState};
+use fluvial_mount::serve::{self, Shows, Slot, SlotState};
+use fluvial_mount::write::spec::StagingSpec;
 use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener};
 use tokio_util::sync::CancellationToken;
 
+/// Where writable mounts stage files, in the data directory: a folder for each.
+const STAGING: &str = "staging";
 /// The socket, in the data directory.
 const SOCKET: &str = "mounts.sock";
+/// Of a process that uploads: buffers of whole parts go back to the system when they are done with, instead of staying
+/// with each thread that ever had one (glibc, `mallopt(3)`).
+const LARGE_BUFFERS: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "2097152"), ("MALLOC_ARENA_MAX", "4")];
 /// How long a process that lives may take to come back to an agent that was started again.
 const RETURN: Duration = Duration::from_secs(2);
 /// How long a process may take until it says hello.
@@ -48,8 +53,8 @@ pub struct MountWish {
     pub source: String,
     /// Where.
     pub directory: PathBuf,
-    /// The version.
-    pub root: Root,
+    /// The version, or the homes.
+    pub shows: Shows,
 }
 
 /// How a mount stands, for reports.
@@ -71,6 +76,7 @@ struct Shared {
     data_dir: PathBuf,
     program: PathBuf,
     engine: Arc<dyn Engine>,
+    staging_bytes: u64,
     entries: Mutex<HashMap<String, Entry>>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -119,7 +125,7 @@ pub fn socket_in(data_dir: &Path) -> io::Result<(std::fs::File, PathBuf)> {
 
 impl Mounts {
     /// Listens for mount processes. `program` is what they are started from, with the arguments `serve-mount --data-dir
-    /// DIR --mount ID`.
+    /// DIR --mount ID`. A writable mount stages at most `staging_bytes`.
     ///
     /// # Errors
     /// When the socket cannot be made.
@@ -127,6 +133,7 @@ impl Mounts {
         data_dir: &Path,
         program: PathBuf,
         engine: Arc<dyn Engine>,
+        staging_bytes: u64,
     ) -> Result<(Self, UnixSeqpacketListener), Error> {
         let failed = |source| Error::Listen { socket: data_dir.join(SOCKET).display().to_string(), source };
         match std::fs::remove_file(data_dir.join(SOCKET)) {
@@ -139,6 +146,7 @@ impl Mounts {
             data_dir: data_dir.to_owned(),
             program,
             engine,
+            staging_bytes,
             entries: Mutex::default(),
             tasks: Mutex::default(),
         };
@@ -198,17 +206,30 @@ impl Mounts {
         self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where a writable mount stages files, and how much.
+    #[must_use]
+    pub fn staging(&self, id: &str) -> StagingSpec {
+        StagingSpec { directory: self.shared.data_dir.join(STAGING).join(id), most_bytes: self.shared.staging_bytes }
+    }
+
     /// Makes a mount be there, or show another version, and tells how it stands from then on.
     #[must_use]
     pub fn want(&self, wish: &MountWish) -> watch::Receiver<MountState> {
         let mut entries = self.entries();
         if let Some(entry) = entries.get(&wish.id) {
-            entry.slot.show(wish.root);
-            return entry.state.clone();
+            if entry.slot.shows_homes(&wish.shows) {
+                if let Shows::Version(root) = wish.shows {
+                    entry.slot.show(root);
+                }
+                return entry.state.clone();
+            }
+            // Other homes, or none any more: another mount at the same place.
+            entry.slot.take_away();
+            entry.cancel.cancel();
         }
         let blocks = self.shared.data_dir.join("blocks");
-        let MountWish { id, uid, source, directory, root } = wish.clone();
-        let slot = Arc::new(Slot::new(id, uid, directory, source, blocks, root));
+        let MountWish { id, uid, source, directory, shows } = wish.clone();
+        let slot = Arc::new(Slot::new(id, uid, directory, source, blocks, shows));
         let (sender, state) = watch::channel(MountState::default());
         let cancel = CancellationToken::new();
         let keeper = Keeper { shared: self.shared.clone(), slot: slot.clone(), state: sender };
@@ -248,6 +269,8 @@ impl Mounts {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        // What is in it is a note of an upload that a process which was killed began: the next one gives that up.
+        let _ = std::fs::remove_dir(self.staging(id).directory);
         // The directory of a mount is left as it was found: if it was made for it, it is empty.
         Ok(())
     }
@@ -340,7 +363,11 @@ impl Keeper {
             .await
             .map_err(|_| io::Error::other("the program is ending"))??;
         self.slot.begin();
-        let mut child = Command::new(&self.shared.program)
+        let mut command = Command::new(&self.shared.program);
+        if self.slot.is_writable() {
+            command.envs(LARGE_BUFFERS);
+        }
+        let mut child = command
             .arg("serve-mount")
             .arg("--data-dir")
             .arg(&self.shared.data_dir)

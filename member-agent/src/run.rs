@@ -46,6 +46,8 @@ use crate::uplink::{Uplink, UplinkState};
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How often what the agent says of itself is looked at anew.
 const PROFILE_EVERY: Duration = Duration::from_secs(10);
+/// Most bytes that one writable mount stages if nothing else is said: 10 GiB.
+pub const STAGING_BYTES: u64 = 10 << 30;
 /// How long the tasks may take to end: the reconciler's own limit and some.
 const SHUTDOWN: Duration = Duration::from_secs(25);
 
@@ -57,6 +59,8 @@ const REGION: &str = "topology.kubernetes.io/region";
 pub struct AgentConfig {
     /// The directory that a join has filled.
     pub data_dir: PathBuf,
+    /// Most bytes that one writable mount stages; [`STAGING_BYTES`] if not given.
+    pub staging_bytes: Option<u64>,
     /// Cache tiers, fastest first; if empty, one SSD tier in the data directory.
     pub tiers: Vec<TierConfig>,
     /// The node's name; if not given, the machine's.
@@ -144,6 +148,7 @@ impl Agent {
     /// See [`StartError`].
     pub async fn start(config: AgentConfig) -> Result<RunningAgent, StartError> {
         let (data_dir, program, mounts_end) = (config.data_dir.clone(), config.program.clone(), config.mounts_end);
+        let staging_bytes = config.staging_bytes.unwrap_or(STAGING_BYTES);
         let port = match config.listen {
             Some(listen) => Some(Port::open(listen, config.advertise.clone()).await.map_err(StartError::Listen)?),
             None => None,
@@ -154,7 +159,8 @@ impl Agent {
             tokio::task::spawn_blocking(move || open(config, shared)).await.map_err(|_| StartError::Ending)??;
         let engine: Arc<dyn Engine> = cache.clone();
         let program = program.map_or_else(std::env::current_exe, Ok).map_err(StartError::Program)?;
-        let (mounts, listener) = Mounts::open(&data_dir, program, engine.clone()).map_err(StartError::Mounts)?;
+        let (mounts, listener) =
+            Mounts::open(&data_dir, program, engine.clone(), staging_bytes).map_err(StartError::Mounts)?;
         let cancel = CancellationToken::new();
         let (channel, follow) = (watch::Sender::new(None), watch::Sender::new(UplinkState::Connecting));
         let link = HubLink::new(channel.subscribe());

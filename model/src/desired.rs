@@ -149,13 +149,19 @@ pub struct MountWork {
     pub dataset: DatasetKey,
     /// The uid of the DatasetMount.
     pub mount: String,
-    /// The version to show.
+    /// The version to show; empty if it is written.
     pub root: String,
     /// Where, absolute.
     pub directory: String,
     /// The node on whose machine; the agent's own if empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node: String,
+    /// What a writable mount writes to; nothing if it only shows the version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub homes: Vec<Endpoint>,
+    /// Paths of the dataset that a writable mount only reads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read_only_paths: Vec<String>,
 }
 
 /// Write a snapshot of a dataset into a repository.
@@ -304,7 +310,8 @@ impl Work {
             Self::Migrate(w) => (&w.sources, Some(&w.target)),
             Self::Serve(w) => (&w.sources, None),
             Self::Remove(w) => (&[], Some(&w.target)),
-            Self::Mount(_) | Self::Load(_) => (&[], None),
+            Self::Mount(w) => (&w.homes, None),
+            Self::Load(_) => (&[], None),
             Self::Backup(w) => (&w.sources, Some(&w.repository)),
             Self::Restore(w) => (&w.copy.sources, Some(&w.copy.target)),
             Self::Repository(w) => (&[], Some(&w.place)),

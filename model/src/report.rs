@@ -176,6 +176,12 @@ pub struct MountReport {
     /// Why they are not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub without_passthrough: String,
+    /// It is written through, at the dataset's sources.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub writable: bool,
+    /// Another text whenever something was written.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub written: String,
     pub problem: Option<Problem>,
 }
 

@@ -24,6 +24,7 @@ use crate::uri::{SCHEMES, Uri};
 
 mod mounts;
 pub mod rescan;
+pub mod writes;
 
 /// The engine that fills caches.
 pub const ENGINE: &str = "nodecache";
@@ -84,6 +85,7 @@ pub fn plan(facts: &Facts<'_>) -> Next {
     if facts.dataset.metadata.deletion_timestamp.is_some() {
         return next;
     }
+    writes::notice(facts, &mut next.status);
     scan(facts, &mut next);
     homes(facts, &mut next);
     caches(facts, &mut next);
@@ -253,7 +255,8 @@ struct Wanted {
 /// Caches in every cluster that a Placement chose, and below every mount.
 fn caches(facts: &Facts<'_>, next: &mut Next) {
     let mut wanted: BTreeMap<&str, Wanted> = BTreeMap::new();
-    for mount in mounts::live(facts) {
+    // What is written is read at the home.
+    for mount in mounts::live(facts).filter(|mount| !writes::wanted(facts, mount)) {
         wanted.entry(&mount.spec.cluster).or_default();
     }
     for (placement, decision) in facts.placements {

@@ -66,6 +66,9 @@ pub(crate) struct Create {
     mounts: Vec<String>,
     #[command(flatten)]
     options: Options,
+    /// What its mounts may do: ReadOnlyMany (the default), ReadWriteOnce or ReadWriteMany.
+    #[arg(long = "access-mode", value_name = "MODE", value_parser = ["ReadOnlyMany", "ReadWriteOnce", "ReadWriteMany"])]
+    access_modes: Vec<String>,
     /// A label of the dataset.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     labels: Vec<(String, String)>,
@@ -91,6 +94,7 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
                 mounts,
                 labels: arguments.labels.into_iter().collect(),
                 rescan_every: arguments.rescan_every,
+                access_modes: arguments.access_modes,
                 options: arguments.options.sorted()?,
             };
             let client = client::connect(kubeconfig).await?;
@@ -135,6 +139,8 @@ pub(crate) struct Wish {
     pub labels: BTreeMap<String, String>,
     /// The time between two listings of the sources.
     pub rescan_every: Option<String>,
+    /// What its mounts may do.
+    pub access_modes: Vec<String>,
     /// Of every mount that is no local folder; of all mounts if all are.
     pub options: Sorted,
 }
@@ -144,7 +150,7 @@ pub(crate) struct Wish {
 /// # Errors
 /// With what the hub says; then neither exists.
 pub(crate) async fn create(client: &Client, namespace: &str, wish: Wish) -> Result<Dataset> {
-    let Wish { name, mut mounts, labels, rescan_every, options } = wish;
+    let Wish { name, mut mounts, labels, rescan_every, access_modes, options } = wish;
     let owner = format!("dataset.{name}");
     let keeper = Keeper::new(namespace, format!("{name}-options"), owner, options.secret);
     let local = |mount: &Mount| mount.mount_point.starts_with("file://");
@@ -153,7 +159,7 @@ pub(crate) async fn create(client: &Client, namespace: &str, wish: Wish) -> Resu
         mount.options.clone_from(&options.plain);
         mount.encrypt_options = keeper.references(false);
     }
-    let mut dataset = Dataset::new(namespace, &name, DatasetSpec { mounts, ..DatasetSpec::default() });
+    let mut dataset = Dataset::new(namespace, &name, DatasetSpec { mounts, access_modes, ..DatasetSpec::default() });
     dataset.metadata.labels = labels;
     dataset.metadata.annotations.extend(rescan_every.map(|every| (rescan::EVERY.to_owned(), every)));
     let object = serde_json::to_value(&dataset).context("writing the dataset as JSON")?;

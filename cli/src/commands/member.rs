@@ -36,6 +36,9 @@ pub(crate) enum Command {
         /// not given.
         #[arg(long = "tier", value_name = "MEDIUM=DIR[:BYTES[:HIGH-LOW]]", value_parser = tier)]
         tiers: Vec<TierConfig>,
+        /// Most bytes that one writable mount stages on this machine until they are at the home, such as 50Gi.
+        #[arg(long, value_name = "BYTES", value_parser = staging, default_value = "10Gi")]
+        staging: u64,
         /// The node's name; the machine's if not given.
         #[arg(long)]
         node_name: Option<String>,
@@ -90,6 +93,10 @@ fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok().filter(|n| *n > 0)?.checked_mul(1 << shift)
 }
 
+fn staging(text: &str) -> Result<u64, String> {
+    bytes(text).ok_or_else(|| format!("\"{text}\" is no number of bytes: write 1048576, 512Mi or 20Gi"))
+}
+
 pub(super) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -106,10 +113,10 @@ pub(crate) async fn run(command: Command) -> Result<()> {
             eprintln!("cluster \"{}\" has joined; start it: fluvial member run --data-dir {shown}", joined.cluster);
             Ok(())
         }
-        Command::Run { data_dir, tiers, node_name, node_labels, listen, advertise } => {
-            let labels = node_labels.into_iter().collect();
+        Command::Run { data_dir, tiers, staging, node_name, node_labels, listen, advertise } => {
+            let (labels, staging_bytes) = (node_labels.into_iter().collect(), Some(staging));
             let rest = AgentConfig::default();
-            serve(AgentConfig { data_dir, tiers, node_name, labels, listen, advertise, ..rest }).await
+            serve(AgentConfig { data_dir, tiers, staging_bytes, node_name, labels, listen, advertise, ..rest }).await
         }
     }
 }

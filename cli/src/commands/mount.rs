@@ -38,6 +38,9 @@ pub(crate) struct Mount {
     /// The node of the cluster on whose machine it is; the machine of the cluster's agent if not given.
     #[arg(long, requires = "cluster")]
     node: Option<String>,
+    /// Only read, whatever the dataset's access modes allow.
+    #[arg(long)]
+    read_only: bool,
     #[command(flatten)]
     namespace: Namespace,
     /// Return once it is mounted; else it stays until SIGINT or SIGTERM.
@@ -84,8 +87,8 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Mount) -> Result
         Some(cluster) => cluster,
         None => local_cluster(&client, &namespace, &arguments.dataset).await?,
     };
-    let node = arguments.node.unwrap_or_default();
-    let spec = DatasetMountSpec { dataset: arguments.dataset, cluster, directory: shown.to_owned(), node };
+    let (dataset, read_only, node) = (arguments.dataset, arguments.read_only, arguments.node.unwrap_or_default());
+    let spec = DatasetMountSpec { dataset, cluster, directory: shown.to_owned(), node, read_only };
     let name = name_of(&spec);
     create(&client, &namespace, &name, &spec).await?;
     let mounted = tokio::select! {

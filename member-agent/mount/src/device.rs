@@ -11,13 +11,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, Filesystem, Session, SessionACL};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::time::TimeVal;
 
-use crate::fs::{DatasetFs, MOST_READ};
+use crate::fs::MOST_READ;
 use crate::raw;
 
 const DEVICE: &str = "/dev/fuse";
@@ -47,14 +47,15 @@ impl Device {
     ///
     /// # Errors
     /// When the directory cannot be mounted on.
-    pub fn mount(directory: &Path, source: &str) -> io::Result<Self> {
+    pub fn mount(directory: &Path, source: &str, writable: bool) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(DEVICE)?;
         let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
         let options = format!(
             "fd={},rootmode=40755,user_id={uid},group_id={gid},allow_other,default_permissions,max_read={MOST_READ}",
             file.as_raw_fd()
         );
-        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+        let access = if writable { MsFlags::empty() } else { MsFlags::MS_RDONLY };
+        let flags = access | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
         mount(Some(source), directory, Some(FS_TYPE), flags, Some(options.as_str()))?;
         let mut init = vec![0; MOST_INIT];
         let length = match nix::unistd::read(&file, &mut init) {
@@ -78,7 +79,7 @@ impl Device {
     ///
     /// # Errors
     /// When the exchange with the kernel fails.
-    pub fn serve(&self, fs: DatasetFs) -> io::Result<Session<DatasetFs>> {
+    pub fn serve<F: Filesystem>(&self, fs: F) -> io::Result<Session<F>> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         nix::sys::socket::setsockopt(&ours, ReceiveTimeout, &TimeVal::new(EXCHANGE_SECONDS, 0))?;
         nix::unistd::write(&ours, &self.init)?;

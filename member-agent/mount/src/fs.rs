@@ -55,6 +55,8 @@ pub enum Mode {
     Passthrough,
     /// Through this process; why.
     Daemon(String),
+    /// And written, at the home.
+    ReadWrite,
 }
 
 /// The versions of a mount by number; the last one is current.

@@ -1,4 +1,5 @@
-//! ⑥ The mount: a version of a dataset as a read-only file system, at the speed of the disk below.
+//! ⑥ The mount: a version of a dataset as a read-only file system, at the speed of the disk below, or its homes as a
+//! writable one.
 //!
 //! A mount is a process of its own, so that neither an upgrade nor a crash of the agent takes files away from readers.
 //! It knows the tree (manifest blocks on disk) and asks the agent, over a socket, for the contents of files:
@@ -16,10 +17,11 @@
 //! | [`client`] | mount | asks the agent for contents |
 //! | [`wire`] | both | the messages between the two, and open files beside them |
 //! | [`serve`] | agent | answers from the engine |
+//! | [`write`] | mount | writable mounts: the homes of record instead of a version |
 //!
 //! Invariants: a file that is open keeps its version; kernel passthrough is used for complete, verified files only; no
 //! inode is read in both ways at a time.
-//! Deliberately absent: writing, other engines' own mounts, deciding what is mounted where (the hub).
+//! Deliberately absent: other engines' own mounts, deciding what is mounted where (the hub).
 
 pub mod client;
 pub mod device;
@@ -32,5 +34,6 @@ pub mod serve;
 mod siblings;
 pub mod tree;
 pub mod wire;
+pub mod write;
 
 pub use process::ProcessError;

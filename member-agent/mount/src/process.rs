@@ -11,19 +11,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fluvial_model::causes::chain;
 use fluvial_model::manifest::Item;
 use fluvial_transfer::BlockStore;
-use fuser::{INodeNo, Notifier};
-use tokio::sync::oneshot;
+use fuser::{Filesystem, INodeNo, Notifier};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_seqpacket::UnixSeqpacket;
 
 use crate::client::{Client, RemoteFiles};
 use crate::device::{self, Device};
-use crate::fs::{DatasetFs, Probe, Versions};
+use crate::fs::{DatasetFs, Mode, Probe, Versions};
 use crate::tree::{Nodes, Tree};
 use crate::wire::{self, FromAgent, FromMount, NumberedVersion, Received};
+use crate::write::fs::{HomeFs, HomeProbe};
+use crate::write::homes::Homes;
+use crate::write::news::News;
+use crate::write::spec::{self, HomeSpec, StagingSpec};
 
 /// How long a mount without an agent and without open files stays.
 pub const ALONE: Duration = Duration::from_secs(60);
@@ -52,6 +57,9 @@ pub enum ProcessError {
     /// The blocks cannot be read.
     #[error("open blocks")]
     Blocks(#[source] fluvial_transfer::TransferError),
+    /// A home cannot be written.
+    #[error("open homes")]
+    Homes(#[source] spec::OpenError),
     /// The mount cannot be made.
     #[error("mount {directory}")]
     Mount {
@@ -74,7 +82,38 @@ struct Process {
     client: Arc<Client>,
     device: Arc<Device>,
     notifier: Notifier,
-    probe: Probe,
+    served: Served,
+}
+
+/// What is served, to look at it while it runs.
+#[derive(Clone)]
+enum Served {
+    Versions(Probe),
+    Homes(HomeProbe, Arc<News>),
+}
+
+impl Served {
+    fn mode(&self) -> Mode {
+        match self {
+            Self::Versions(probe) => probe.mode(),
+            Self::Homes(..) => Mode::ReadWrite,
+        }
+    }
+
+    fn open_files(&self) -> usize {
+        match self {
+            Self::Versions(probe) => probe.open_files(),
+            Self::Homes(probe, _) => probe.open_files(),
+        }
+    }
+}
+
+/// A session that has begun.
+struct Begun {
+    device: Device,
+    notifier: Notifier,
+    end: oneshot::Receiver<io::Result<()>>,
+    serving: std::thread::JoinHandle<()>,
 }
 
 /// Runs the mount process of the mount `mount` of the agent that listens at `socket`, until its mount is gone.
@@ -87,7 +126,7 @@ pub async fn run(socket: PathBuf, mount: String) -> Result<(), ProcessError> {
         connected.map_err(|source| ProcessError::Agent { socket: socket.display().to_string(), source })?;
     let welcome = wire::receive(&connection).await.ok().flatten().ok_or(ProcessError::NoWelcome)?;
     let Received { message, file } = welcome;
-    let FromAgent::Welcome { directory, source, blocks, versions: numbered, init, open_inodes } = message else {
+    let FromAgent::Welcome { directory, source, blocks, versions: numbered, init, open_inodes, homes } = message else {
         return Err(ProcessError::NoWelcome);
     };
     let mut inodes = Vec::new();
@@ -103,32 +142,36 @@ pub async fn run(socket: PathBuf, mount: String) -> Result<(), ProcessError> {
         versions.add(version.number, Arc::new(Tree::new(version.root, nodes.clone())));
     }
     let client = Arc::new(Client::default());
-    let owner = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
-    let files = Arc::new(RemoteFiles(client.clone()));
-    let fs = DatasetFs::new(versions.clone(), files, tokio::runtime::Handle::current(), owner);
-    let probe = fs.probe();
-    fs.inherit(inodes.into_iter().map(|open| (open.inode, open.backing)));
-    let begun = tokio::task::spawn_blocking({
-        let directory = directory.clone();
-        move || begin(&directory, &source, file.map(|file| (file, init)), fs)
-    })
-    .await;
-    let (device, session) = match begun.unwrap_or_else(|_| Err(io::Error::other("the program is ending"))) {
+    let runtime = tokio::runtime::Handle::current();
+    let at = Where { directory: directory.clone(), source, writable: homes.is_some() };
+    let (served, begun) = if let Some((staging, count)) = homes {
+        match open_homes(&connection, count, &staging).await {
+            Ok(homes) => {
+                let news = Arc::new(News::default());
+                let fs = HomeFs::new(homes, news.clone(), runtime);
+                (Served::Homes(fs.probe(), news), begin(at, None, fs).await)
+            }
+            Err(error) => {
+                ended_at_once(&connection, chain(&error)).await;
+                return Err(error);
+            }
+        }
+    } else {
+        let owner = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+        let fs = DatasetFs::new(versions.clone(), Arc::new(RemoteFiles(client.clone())), runtime, owner);
+        fs.inherit(inodes.into_iter().map(|open| (open.inode, open.backing)));
+        (Served::Versions(fs.probe()), begin(at, file.map(|file| (file, init)), fs).await)
+    };
+    let Begun { device, notifier, end, serving } = match begun {
         Ok(begun) => begun,
         Err(error) => {
-            let message = FromMount::Ended { problem: format!("mount {}: {error}", directory.display()) };
-            // Said to whoever is still there; the exit says it too.
-            let _ = wire::send(&connection, &message, None::<&File>).await;
+            ended_at_once(&connection, format!("mount {}: {error}", directory.display())).await;
             return Err(ProcessError::Mount { directory: directory.display().to_string(), source: error });
         }
     };
-    let notifier = session.notifier();
-    let (ended, end) = oneshot::channel();
-    let serving = std::thread::Builder::new().name("session".to_owned()).spawn(move || {
-        let _ = ended.send(session.run());
-    });
-    let serving =
-        serving.map_err(|source| ProcessError::Mount { directory: directory.display().to_string(), source })?;
+    if let Served::Homes(probe, _) = &served {
+        probe.notify_by(notifier.clone());
+    }
     let process = Process {
         socket_path: socket,
         mount,
@@ -139,7 +182,7 @@ pub async fn run(socket: PathBuf, mount: String) -> Result<(), ProcessError> {
         client,
         device: Arc::new(device),
         notifier,
-        probe,
+        served,
     };
     tokio::task::spawn_blocking(move || device::raise_read_ahead(&directory));
     let served = process.serve(connection, end).await;
@@ -148,23 +191,61 @@ pub async fn run(socket: PathBuf, mount: String) -> Result<(), ProcessError> {
     served
 }
 
-/// Mounts, or takes over.
-fn begin(
-    directory: &Path,
-    source: &str,
+/// Says why there will be no mount, to whoever is still there; the exit says it too.
+async fn ended_at_once(connection: &UnixSeqpacket, problem: String) {
+    let _ = wire::send(connection, &FromMount::Ended { problem }, None::<&File>).await;
+}
+
+/// Hears which homes there are, and opens them.
+async fn open_homes(connection: &UnixSeqpacket, count: usize, staging: &StagingSpec) -> Result<Homes, ProcessError> {
+    let mut specs: Vec<HomeSpec> = Vec::new();
+    while specs.len() < count {
+        match wire::receive(connection).await {
+            Ok(Some(Received { message: FromAgent::Home(spec), .. })) => specs.push(spec),
+            _ => return Err(ProcessError::NoWelcome),
+        }
+    }
+    spec::open(&specs, staging).await.map_err(ProcessError::Homes)
+}
+
+/// Where to mount, as what.
+struct Where {
+    directory: PathBuf,
+    source: String,
+    writable: bool,
+}
+
+/// Mounts, or takes over, and serves.
+async fn begin<F: Filesystem + 'static>(
+    at: Where,
     taken_over: Option<(std::os::fd::OwnedFd, Vec<u8>)>,
-    fs: DatasetFs,
-) -> io::Result<(Device, fuser::Session<DatasetFs>)> {
+    fs: F,
+) -> io::Result<Begun> {
+    let begun = tokio::task::spawn_blocking(move || begin_session(&at, taken_over, fs)).await;
+    let (device, session) = begun.unwrap_or_else(|_| Err(io::Error::other("the program is ending")))?;
+    let notifier = session.notifier();
+    let (ended, end) = oneshot::channel();
+    let serving = std::thread::Builder::new().name("session".to_owned()).spawn(move || {
+        let _ = ended.send(session.run());
+    })?;
+    Ok(Begun { device, notifier, end, serving })
+}
+
+fn begin_session<F: Filesystem>(
+    at: &Where,
+    taken_over: Option<(std::os::fd::OwnedFd, Vec<u8>)>,
+    fs: F,
+) -> io::Result<(Device, fuser::Session<F>)> {
     let fresh = taken_over.is_none();
     let device = match taken_over {
         Some((file, init)) => Device::taken_over(file, init),
-        None => Device::mount(directory, source)?,
+        None => Device::mount(&at.directory, &at.source, at.writable)?,
     };
     match device.serve(fs) {
         Ok(session) => Ok((device, session)),
         Err(error) => {
             if fresh {
-                device::unmount(directory)?;
+                device::unmount(&at.directory)?;
             }
             Err(error)
         }
@@ -201,7 +282,12 @@ impl Process {
         let mut connection = Some(first);
         let mut alone_since = Instant::now();
         let mut sweeping = JoinSet::new();
-        sweeping.spawn(sweep(self.probe.clone()));
+        let written = Arc::new(Notify::new());
+        match self.served.clone() {
+            Served::Versions(probe) => sweeping.spawn(sweep(probe)),
+            // What a process before this one wrote and could not tell: the first news are that this one began.
+            Served::Homes(_, news) => sweeping.spawn(gather(news, written.clone())),
+        };
         loop {
             if let Some(socket) = connection.take() {
                 self.announce(&socket).await;
@@ -209,6 +295,7 @@ impl Process {
                 tokio::select! {
                     ended = &mut end => return self.ended(Some(&socket), ended).await,
                     () = self.listen(&socket) => {}
+                    () = tell(&written, &socket) => {}
                 }
                 self.client.disconnected();
                 alone_since = Instant::now();
@@ -218,7 +305,7 @@ impl Process {
                 ended = &mut end => return self.ended(None, ended).await,
                 connected = reconnect => connection = connected.ok(),
             }
-            if connection.is_none() && alone_since.elapsed() > ALONE && self.probe.open_files() == 0 {
+            if connection.is_none() && alone_since.elapsed() > ALONE && self.served.open_files() == 0 {
                 tracing::warn!(directory = %self.directory.display(), "no agent came back; the mount is taken away");
                 self.take_away().await;
                 alone_since = Instant::now();
@@ -229,9 +316,11 @@ impl Process {
     /// Says that the mount is served, and how.
     async fn announce(&self, socket: &UnixSeqpacket) {
         // A connection that broke is noticed by who reads from it.
-        let _ = wire::send(socket, &FromMount::Mode(self.probe.mode()), None::<&File>).await;
+        let _ = wire::send(socket, &FromMount::Mode(self.served.mode()), None::<&File>).await;
         let init = self.device.init.clone();
-        let _ = wire::send(socket, &FromMount::Serving { init }, Some(&self.device.file)).await;
+        // What is written through a mount is this process' own, and nobody could go on with it.
+        let device = matches!(self.served, Served::Versions(_)).then_some(&self.device.file);
+        let _ = wire::send(socket, &FromMount::Serving { init }, device).await;
     }
 
     /// Handles what the agent says until the connection breaks.
@@ -307,6 +396,26 @@ async fn sweep(probe: Probe) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         probe.sweep().await;
+    }
+}
+
+/// Gathers what was written; ends with the set that it was spawned in.
+async fn gather(news: Arc<News>, written: Arc<Notify>) {
+    loop {
+        written.notify_one();
+        news.next().await;
+    }
+}
+
+/// Tells the agent whenever something was written, until it cannot be told.
+async fn tell(written: &Notify, socket: &UnixSeqpacket) {
+    loop {
+        written.notified().await;
+        if let Err(error) = wire::send(socket, &FromMount::Written, None::<&File>).await {
+            tracing::debug!(%error, "the next agent is told of what was written");
+            written.notify_one();
+            return;
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use crate::fs::{MOST_READ, Mode};
 use crate::wire::{
     self, Failure, FromAgent, FromMount, INODES_AT_ONCE, NumberedVersion, OpenInode, OpenedAs, Received,
 };
+use crate::write::spec::{HomeSpec, StagingSpec};
 
 /// How long a reader waits for a source.
 pub const SOURCE_PATIENCE: Duration = Duration::from_secs(300);
@@ -42,6 +43,20 @@ const REQUESTS: usize = 256;
 /// Small files that are fetched ahead at a time.
 const AHEAD_AT_ONCE: usize = 32;
 
+/// What a mount shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shows {
+    /// A version of the dataset, read-only.
+    Version(Root),
+    /// The homes of record themselves, writable.
+    Homes {
+        /// The homes.
+        homes: Vec<HomeSpec>,
+        /// Where files are staged.
+        staging: StagingSpec,
+    },
+}
+
 /// What is served to one mount process after the other, for as long as the mount is wanted.
 pub struct Slot {
     /// Names the mount.
@@ -54,8 +69,10 @@ pub struct Slot {
     pub source: String,
     /// Where the blocks of versions are.
     pub blocks: PathBuf,
-    /// Every version that was current, the last one is.
+    /// Every version that was current, the last one is; none of a writable mount.
     versions: watch::Sender<Vec<NumberedVersion>>,
+    /// What a writable mount shows.
+    homes: Option<(Vec<HomeSpec>, StagingSpec)>,
     /// Whether it is to be taken away.
     unwanted: watch::Sender<bool>,
     /// How it stands.
@@ -75,6 +92,8 @@ pub struct SlotState {
     pub serving: bool,
     /// How complete files are read.
     pub mode: Option<Mode>,
+    /// Another text whenever something was written, or may have been.
+    pub written: String,
     /// The mount is gone: taken away, by us or by others, or it could not be made; in words, if something went wrong.
     pub ended: Option<String>,
 }
@@ -82,18 +101,39 @@ pub struct SlotState {
 impl Slot {
     /// A mount that nobody serves yet.
     #[must_use]
-    pub fn new(id: String, uid: String, directory: PathBuf, source: String, blocks: PathBuf, root: Root) -> Self {
+    pub fn new(id: String, uid: String, directory: PathBuf, source: String, blocks: PathBuf, shows: Shows) -> Self {
+        let (versions, homes) = match shows {
+            Shows::Version(root) => (vec![NumberedVersion { number: 1, root }], None),
+            Shows::Homes { homes, staging } => (Vec::new(), Some((homes, staging))),
+        };
         Self {
             id,
             uid,
             directory,
             source,
             blocks,
-            versions: watch::Sender::new(vec![NumberedVersion { number: 1, root }]),
+            versions: watch::Sender::new(versions),
+            homes,
             unwanted: watch::Sender::new(false),
             state: watch::Sender::new(SlotState::default()),
             device: Mutex::default(),
             inodes: Mutex::default(),
+        }
+    }
+
+    /// Whether it is written through.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.homes.is_some()
+    }
+
+    /// Whether it shows these homes, or no homes at all.
+    #[must_use]
+    pub fn shows_homes(&self, shows: &Shows) -> bool {
+        match (&self.homes, shows) {
+            (None, Shows::Version(_)) => true,
+            (Some((known, _)), Shows::Homes { homes, .. }) => known == homes,
+            _ => false,
         }
     }
 
@@ -122,7 +162,10 @@ impl Slot {
 
     /// Forgets how the last process ended, before another is started.
     pub fn begin(&self) {
-        self.state.send_modify(|state| *state = SlotState { mode: state.mode.take(), ..SlotState::default() });
+        self.state.send_modify(|state| {
+            let (mode, written) = (state.mode.take(), std::mem::take(&mut state.written));
+            *state = SlotState { mode, written, ..SlotState::default() };
+        });
     }
 
     fn device(&self) -> MutexGuard<'_, Option<(OwnedFd, Vec<u8>)>> {
@@ -251,6 +294,7 @@ impl Connection {
                             slot.inodes().remove(&inode);
                         }
                         FromMount::Mode(mode) => slot.state.send_modify(|state| state.mode = Some(mode)),
+                        FromMount::Written => slot.state.send_modify(|state| state.written = moment()),
                         FromMount::Ended { problem } => {
                             slot.drop_device();
                             slot.state.send_modify(|state| (state.serving, state.ended) = (false, Some(problem)));
@@ -294,8 +338,12 @@ impl Connection {
             versions,
             init,
             open_inodes: inodes.len(),
+            homes: slot.homes.as_ref().map(|(homes, staging)| (staging.clone(), homes.len())),
         };
         wire::send(&self.socket, &welcome, device.as_ref()).await?;
+        for home in slot.homes.iter().flat_map(|(homes, _)| homes) {
+            self.say(&FromAgent::Home(home.clone())).await?;
+        }
         for some in inodes.chunks(INODES_AT_ONCE) {
             self.say(&FromAgent::OpenInodes(some.to_vec())).await?;
         }
@@ -407,6 +455,12 @@ impl Connection {
             tracing::debug!(%error, "an answer to a mount process was not sent");
         }
     }
+}
+
+/// A text for this moment, unlike that of any other.
+fn moment() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}", since.as_nanos())
 }
 
 /// Numbers that a process gave out stay; what this agent wants to show comes after them. True if that changed anything.

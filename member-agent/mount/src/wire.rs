@@ -1,7 +1,8 @@
 //! What a mount process and its agent say to each other: one JSON message a packet, with open files beside some.
 //!
 //! The socket keeps packets apart (`SOCK_SEQPACKET`), lies in the agent's data directory, which is the agent's user's
-//! alone, and carries no secrets: the agent opens what may be opened, the mount process gets the open file.
+//! alone. Of contents, the agent opens what may be opened, and the mount process gets the open file. The process of a
+//! writable mount writes to homes itself, and gets the keys to them.
 
 use std::io;
 use std::io::{IoSlice, IoSliceMut};
@@ -15,6 +16,7 @@ use tokio_seqpacket::UnixSeqpacket;
 use tokio_seqpacket::ancillary::{AncillaryMessageReader, AncillaryMessageWriter, OwnedAncillaryMessage};
 
 use crate::fs::Mode;
+use crate::write::spec::{HomeSpec, StagingSpec};
 
 /// Largest message: a path of 4 KiB, every byte of which JSON may write as six, and some.
 const MOST_BYTES: usize = 32 << 10;
@@ -63,6 +65,8 @@ pub enum FromMount {
     },
     /// How complete files are read.
     Mode(Mode),
+    /// Something was written: what the dataset holds is another version now.
+    Written,
     /// An inode is open, for the first time or in another way; told before its opener knows.
     InodeOpen(OpenInode),
     /// No file of an inode is open any more.
@@ -157,7 +161,11 @@ pub enum FromAgent {
         init: Vec<u8>,
         /// How many inodes are open on the device; messages of them follow.
         open_inodes: usize,
+        /// Of a writable mount: where files are staged, and how many homes there are; messages of them follow.
+        homes: Option<(StagingSpec, usize)>,
     },
+    /// A home of a writable mount.
+    Home(HomeSpec),
     /// Inodes that are open on the device.
     OpenInodes(Vec<OpenInode>),
     /// A newer version is current.

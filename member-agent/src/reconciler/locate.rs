@@ -1,8 +1,10 @@
 //! From an endpoint, which names its secrets, to a location, which holds them.
 
-use fluvial_model::desired::Endpoint;
+use fluvial_model::desired::{Endpoint, MountWork};
 use fluvial_model::manifest::{PathError, RelativePath};
+use fluvial_mount::write::spec::HomeSpec;
 use fluvial_transfer::{Location, SourceMount};
+use secrecy::ExposeSecret;
 
 use crate::ledger::Secrets;
 
@@ -53,6 +55,25 @@ pub fn mounts(endpoints: &[Endpoint], secrets: &Secrets) -> Result<Vec<SourceMou
     endpoints.iter().map(|endpoint| mount(endpoint, secrets)).collect()
 }
 
+/// What a writable mount writes to, with what opens it.
+///
+/// # Errors
+/// As [`location`].
+pub fn homes(work: &MountWork, secrets: &Secrets) -> Result<Vec<HomeSpec>, Error> {
+    let home = |endpoint: &Endpoint| {
+        let location = location(endpoint, secrets)?;
+        let opened = location.secrets.iter().map(|(key, value)| (key.clone(), value.expose_secret().to_owned()));
+        Ok(HomeSpec {
+            path: endpoint.path.clone(),
+            uri: location.uri.clone(),
+            secrets: opened.collect(),
+            options: location.options.clone(),
+            read_only: work.read_only_paths.contains(&endpoint.path),
+        })
+    };
+    work.homes.iter().map(home).collect()
+}
+
 /// A path in a dataset as users write it, with or without slashes around it.
 ///
 /// # Errors
@@ -66,11 +87,9 @@ pub fn path(text: &str) -> Result<RelativePath, PathError> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::*;
     use fluvial_model::kinds::SecretKeySelector;
     use fluvial_model::uri::Uri;
-    use secrecy::ExposeSecret;
-
-    use super::*;
 
     #[test]
     fn a_secret_comes_with_the_work_or_is_missed_by_name() {

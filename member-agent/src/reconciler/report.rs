@@ -219,6 +219,7 @@ pub(super) fn mount(root: &str, state: &MountState) -> MountReport {
     let (passthrough, without_passthrough) = match &state.slot.mode {
         Some(Mode::Passthrough) => (true, String::new()),
         Some(Mode::Daemon(why)) => (false, why.clone()),
+        Some(Mode::ReadWrite) => (false, String::new()),
         None => (false, String::new()),
     };
     MountReport {
@@ -227,6 +228,8 @@ pub(super) fn mount(root: &str, state: &MountState) -> MountReport {
         process: state.slot.process,
         passthrough,
         without_passthrough,
+        writable: state.slot.mode == Some(Mode::ReadWrite),
+        written: state.slot.written.clone(),
         problem,
     }
 }

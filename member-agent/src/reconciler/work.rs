@@ -20,6 +20,7 @@ use fluvial_model::report::{
     BackupReport, CacheReport, MigratePhase, MigrateReport, MountReport, Problem, RemoveReport, Report,
     RepositoryReport, RestoreReport, ScanReport, ServeReport, StoredReport, Version,
 };
+use fluvial_mount::serve::Shows;
 use fluvial_transfer::listing::OpenMount;
 use fluvial_transfer::place::Place;
 use fluvial_transfer::place::readonly::ReadOnly;
@@ -209,7 +210,7 @@ impl Works {
             Work::Mount(mount) if self.peers.leads && !mount.node.is_empty() && mount.node != self.peers.node => {
                 self.mount_elsewhere(id, generation, mount).await
             }
-            Work::Mount(mount) => self.mount(id, generation, mount).await,
+            Work::Mount(mount) => self.mount(id, generation, mount, &secrets).await,
             Work::Serve(serve) => self.serve(id, generation, serve, &secrets).await,
             Work::Load(load) => self.load(id, generation, load).await,
         };
@@ -339,15 +340,20 @@ impl Works {
     }
 
     /// Keeps a mount there, for as long as it is wanted, and tells of every change.
-    async fn mount(&self, id: &str, generation: u64, work: &MountWork) -> Result<Report, Trouble> {
-        let root = work.root.parse()?;
-        blocks::pull(&self.link, &self.blocks, root).await?;
+    async fn mount(&self, id: &str, generation: u64, work: &MountWork, secrets: &Secrets) -> Result<Report, Trouble> {
+        let shows = if work.homes.is_empty() {
+            let root = work.root.parse()?;
+            blocks::pull(&self.link, &self.blocks, root).await?;
+            Shows::Version(root)
+        } else {
+            Shows::Homes { homes: locate::homes(work, secrets)?, staging: self.mounts.staging(&work.mount) }
+        };
         let wish = MountWish {
             id: work.mount.clone(),
             uid: work.dataset.uid.clone(),
             source: source_of(work),
             directory: directory_of(work).await?,
-            root,
+            shows,
         };
         let mut state = self.mounts.want(&wish);
         loop {

@@ -151,6 +151,9 @@ pub struct DatasetStatus {
     /// The changes that had been counted when the last listing began: whatever came later may not be in it.
     #[serde(skip_serializing_if = "is_zero")]
     pub listed_changes: u64,
+    /// What writable mounts had said of their writes when those were counted among the changes.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub writes_noticed: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub homes: Vec<Home>,
     /// Running operations by kind, names joined by commas.

@@ -29,6 +29,10 @@ pub struct DatasetMountSpec {
     /// The node of the cluster on whose machine it is; if not given, the machine of the cluster's agent.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub node: String,
+    /// Only read, whatever the dataset's access modes allow. Otherwise a dataset of mode `ReadWriteMany` or
+    /// `ReadWriteOnce` is mounted to be written, at its sources.
+    #[serde(rename = "readOnly", skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// How a mount stands, in one word.
@@ -64,10 +68,10 @@ impl DatasetMountPhase {
 pub struct DatasetMountStatus {
     pub observed_generation: i64,
     pub phase: DatasetMountPhase,
-    /// The version that is shown.
+    /// The version that is shown; none if it is written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
-    /// How complete files are read: `passthrough` (by the kernel, from the cache file) or `daemon`.
+    /// How complete files are read: `passthrough` (by the kernel, from the cache file) or `daemon`; or `read-write`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mode: String,
     /// The process that serves it, on the member's machine.

@@ -1,5 +1,6 @@
 //! ③⑧ The mounts of a dataset: what their clusters are told, and what is known of them.
 
+use super::writes::{self, Refusal};
 use super::{Facts, Next, WorkById, key, report};
 use crate::desired::{MountWork, Work};
 use crate::kinds::{Cluster, ClusterState, DatasetMount, DatasetMountPhase, DatasetMountStatus};
@@ -46,6 +47,22 @@ pub(super) fn plan(facts: &Facts<'_>, next: &mut Next) {
                 "mount \"{}\" has this directory already",
                 earlier.map(|other| other.metadata.name.as_str()).unwrap_or_default()
             )),
+            _ if writes::wanted(facts, mount) => match writes::homes(facts, &next.status, mount) {
+                Err(Refusal::Waits(message)) => waits(message),
+                Err(Refusal::Fails(message)) => fails(message),
+                Ok(homes) => {
+                    let work = Work::Mount(MountWork {
+                        dataset: key(&dataset),
+                        mount: mount.metadata.uid.clone(),
+                        root: String::new(),
+                        directory: mount.spec.directory.clone(),
+                        node: String::new(),
+                        homes: homes.endpoints,
+                        read_only_paths: homes.read_only_paths,
+                    });
+                    tell(facts, next, mount, work, &mut status)
+                }
+            },
             (_, None, _) => waits("waits until the dataset's sources were listed".to_owned()),
             (_, _, None) => fails("the cluster reaches neither a home nor the mounts of the dataset".to_owned()),
             (_, Some(root), Some(source)) => {
@@ -55,20 +72,33 @@ pub(super) fn plan(facts: &Facts<'_>, next: &mut Next) {
                     root: source.root.clone().unwrap_or_else(|| root.clone()),
                     directory: mount.spec.directory.clone(),
                     node: mount.spec.node.clone(),
+                    homes: Vec::new(),
+                    read_only_paths: Vec::new(),
                 });
-                let said = match report(facts, cluster, &work) {
-                    Some(Report::Mount(said)) => Some(said.clone()),
-                    _ => None,
-                };
-                if mount.metadata.deletion_timestamp.is_none() {
-                    next.assignments.insert((cluster.clone(), WorkById(work)));
-                }
-                said.map_or((DatasetMountPhase::Mounting, String::new()), |said| reported(&mut status, said))
+                tell(facts, next, mount, work, &mut status)
             }
         };
         (status.phase, status.message) = stands;
         next.mounts.insert(mount.metadata.name.clone(), status);
     }
+}
+
+/// Tells a mount's cluster what to do, and how it stands with that.
+fn tell(
+    facts: &Facts<'_>,
+    next: &mut Next,
+    mount: &DatasetMount,
+    work: Work,
+    status: &mut DatasetMountStatus,
+) -> (DatasetMountPhase, String) {
+    let said = match report(facts, &mount.spec.cluster, &work) {
+        Some(Report::Mount(said)) => Some(said.clone()),
+        _ => None,
+    };
+    if mount.metadata.deletion_timestamp.is_none() {
+        next.assignments.insert((mount.spec.cluster.clone(), WorkById(work)));
+    }
+    said.map_or((DatasetMountPhase::Mounting, String::new()), |said| reported(status, said))
 }
 
 /// Another mount of the same dataset on the same directory, which was there before.
@@ -89,6 +119,7 @@ fn reported(status: &mut DatasetMountStatus, said: MountReport) -> (DatasetMount
     status.process = said.process;
     status.mode = match (said.mounted, said.passthrough) {
         (false, _) => String::new(),
+        (true, _) if said.writable => "read-write".to_owned(),
         (true, true) => "passthrough".to_owned(),
         (true, false) => "daemon".to_owned(),
     };

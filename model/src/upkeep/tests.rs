@@ -53,7 +53,7 @@ impl World {
             dataset: "d".into(),
             cluster: cluster.to_owned(),
             directory: directory.to_owned(),
-            node: String::new(),
+            ..DatasetMountSpec::default()
         };
         let mut mount = DatasetMount::new("default", name, spec);
         mount.metadata.uid = name.to_owned();
@@ -407,4 +407,88 @@ fn a_mount_that_cannot_be_says_why() {
     assert_eq!(next.mounts["second"].phase, DatasetMountPhase::Failed);
     assert!(next.mounts["nowhere"].message.contains("\"c\" is not registered"), "{:?}", next.mounts["nowhere"]);
     assert_eq!(next.mounts["first"].phase, DatasetMountPhase::Mounting);
+}
+
+fn writable(world: &mut World, mode: &str) {
+    world.dataset.spec.access_modes = vec![mode.to_owned()];
+}
+
+fn mount_messages(world: &World) -> Vec<(DatasetMountPhase, String)> {
+    world.plan().mounts.into_values().map(|status| (status.phase, status.message)).collect()
+}
+
+#[test]
+fn a_dataset_that_may_be_written_is_mounted_at_its_sources_and_needs_no_cache() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.scanned();
+    world.mount("m", "a", "/mnt");
+    writable(&mut world, "ReadWriteMany");
+    let works: Vec<Work> = world.plan().assignments.into_iter().map(|(_, work)| work.0).collect();
+    let [Work::Mount(work)] = &works[..] else { panic!("{works:?}") };
+    assert_eq!((work.homes.len(), work.root.as_str()), (1, ""), "a new version is no other work");
+    world.mounts[0].spec.read_only = true;
+    let kinds: Vec<String> = world.plan().assignments.into_iter().map(|(_, work)| work.0.id()).collect();
+    assert_eq!(kinds, ["cache/default/d/u", "mount/default/d/m"]);
+    writable(&mut world, "ReadOnlyMany");
+    world.mounts[0].spec.read_only = false;
+    assert_eq!(world.plan().assignments.len(), 2);
+}
+
+#[test]
+fn one_mount_writes_to_what_may_be_written_once() {
+    let mut world = World::new("s3://bucket/x", &["a", "b"]);
+    world.scanned();
+    world.mount("first", "a", "/one");
+    world.mount("second", "b", "/two");
+    writable(&mut world, "ReadWriteOnce");
+    let messages = mount_messages(&world);
+    assert_eq!((messages[0].0, messages[1].0), (DatasetMountPhase::Mounting, DatasetMountPhase::Failed));
+    assert!(messages[1].1.contains("mount \"first\" on cluster \"a\" writes to the dataset already"), "{messages:?}");
+    world.mounts[1].spec.read_only = true;
+    assert_eq!(mount_messages(&world)[1].0, DatasetMountPhase::Mounting);
+    world.mounts[1].spec.read_only = false;
+    writable(&mut world, "ReadWriteMany");
+    assert_eq!(mount_messages(&world)[1].0, DatasetMountPhase::Mounting);
+}
+
+#[test]
+fn a_folder_is_written_where_it_is() {
+    let mut world = World::new("file:///data", &["a", "b"]);
+    world.mount("m", "b", "/mnt");
+    writable(&mut world, "ReadWriteMany");
+    assert_eq!(mount_messages(&world)[0].0, DatasetMountPhase::Pending, "nobody has listed it");
+    world.scanned();
+    let (phase, message) = mount_messages(&world).remove(0);
+    assert_eq!(phase, DatasetMountPhase::Failed);
+    assert!(message.contains("cluster \"b\" does not reach file:///data, which is on cluster \"a\""), "{message}");
+    for name in ["a", "b"] {
+        world.clusters.get_mut(name).unwrap().status.as_mut().unwrap().machine = "one".into();
+    }
+    assert_eq!(mount_messages(&world)[0].0, DatasetMountPhase::Mounting, "one machine");
+}
+
+#[test]
+fn what_was_written_has_the_sources_listed_once() {
+    let mut world = World::new("s3://bucket/x", &["a"]);
+    world.scanned();
+    world.mount("m", "a", "/mnt");
+    writable(&mut world, "ReadWriteMany");
+    world.now = Timestamp::from_second(1000).unwrap();
+    let said = |written: &str| MountReport { written: written.into(), writable: true, ..MountReport::default() };
+    let settle = |world: &mut World| {
+        world.dataset.status = Some(world.plan().status);
+        world.plan().assignments.into_iter().filter(|(_, work)| matches!(work.0, Work::Scan(_))).count()
+    };
+    assert_eq!(settle(&mut world), 0);
+    world.say("a", "mount", Report::Mount(said("1")));
+    assert_eq!(settle(&mut world), 1);
+    list_again(&mut world, "other");
+    assert_eq!(settle(&mut world), 0, "it was told once");
+    world.now = Timestamp::from_second(2000).unwrap();
+    world.say("a", "mount", Report::Mount(said("2")));
+    assert_eq!(settle(&mut world), 1);
+    list_again(&mut world, "third");
+    world.now = Timestamp::from_second(3000).unwrap();
+    world.reports.clear();
+    assert_eq!(settle(&mut world), 1, "the last writes of a mount that is gone");
 }
