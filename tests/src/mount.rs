@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::federation::Api;
+use crate::minio::Minio;
+use crate::steps::{file_uri, s3_options};
 
 /// A mount of one test; taken away at the end, however that comes.
 #[derive(Debug)]
@@ -25,6 +27,21 @@ impl Mounted {
         let text = directory.to_str().expect("a UTF-8 path");
         api.fluvial(&[&["mount", dataset, text, "--detach"], arguments].concat()).expect("the dataset is mounted");
         Self { directory }
+    }
+
+    /// Mounts a dataset by one member.
+    #[track_caller]
+    pub fn by(api: &Api, dataset: &str, member: &str, directory: PathBuf) -> Self {
+        let text = directory.to_str().expect("a UTF-8 path");
+        api.fluvial(&["mount", dataset, text, "--cluster", member, "--detach"]).expect("the dataset is mounted");
+        Self { directory }
+    }
+
+    /// Takes it away in order.
+    #[track_caller]
+    pub fn end(self, api: &Api) {
+        api.fluvial(&["unmount", self.directory.to_str().expect("a UTF-8 path")]).expect("it is unmounted");
+        assert!(!self.is_there());
     }
 
     /// Whether the directory is a mount now.
@@ -68,4 +85,34 @@ pub fn peak(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("the kernel tells its memory");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number of KiB") << 10
+}
+
+/// The home of a dataset that is written through mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HomeKind {
+    /// A folder.
+    Folder,
+    /// A prefix of a bucket.
+    Bucket,
+}
+
+/// A dataset `set` of access mode `mode` with one file `first`, at a home of its own.
+#[track_caller]
+pub fn writable_dataset(api: &Api, kind: HomeKind, mode: &str, folder: &Path, minio: Option<&Minio>) {
+    let create = ["dataset", "create", "set", "--access-mode", mode, "--wait", "--timeout", "60s", "--mount"];
+    let made = match kind {
+        HomeKind::Folder => {
+            let home = folder.join("home");
+            fs::create_dir(&home).expect("a folder can be made");
+            fs::write(home.join("first"), "first").expect("a file can be written");
+            api.fluvial(&[&create[..], &[&file_uri(&home)]].concat())
+        }
+        HomeKind::Bucket => {
+            let minio = minio.expect("a bucket needs its server");
+            minio.create_bucket("home");
+            minio.put_object("home", "set/first", b"first");
+            api.fluvial_with(&[&create[..], &["s3://home/set"]].concat(), &s3_options(minio))
+        }
+    };
+    made.expect("the dataset is made");
 }
