@@ -11,8 +11,8 @@ use crate::journal::{Done, Journal};
 use crate::place::Place;
 use crate::place::local::blocking;
 
-/// Records that wait: every stream and every small file under way has one at most (256 streams × 4), and waits for it.
-const QUEUE: usize = 1024;
+/// Records that wait: every stream and every small file under way has one at most (256 streams × 8), and waits for it.
+const QUEUE: usize = 2048;
 
 type Waiting = (Done, oneshot::Sender<()>);
 
