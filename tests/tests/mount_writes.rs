@@ -298,6 +298,7 @@ fn a_killed_process_costs_only_what_was_not_closed(kind: HomeKind) {
             fs::read(at("first")).map_err(|error| error.to_string()).map(|_| since.elapsed())
         });
         eprintln!("round {round}: the mount came back after {back:?}");
+        assert!(back < Duration::from_secs(5), "it took {back:?}");
         assert!(fs::read(at("closed")).unwrap() == closed);
         let size = home_size(kind, up.folder(), minio.as_ref(), &format!("open-{round}"));
         assert_eq!(size, (kind == HomeKind::Folder).then_some(10), "what was written, and not closed");

@@ -183,6 +183,12 @@ pub trait Place: Send + Sync + 'static {
     /// Makes a symbolic link.
     async fn make_symlink(&self, path: &RelativePath, target: &str) -> Result<Tag, TransferError>;
 
+    /// [`Place::make_symlink`], and whether it is known that the link is the one that was asked for. If not, a read of the
+    /// path gives its target.
+    async fn make_symlink_checked(&self, path: &RelativePath, target: &str) -> Result<Written, TransferError> {
+        Ok(Written { tag: self.make_symlink(path, target).await?, checked: true })
+    }
+
     /// Makes what was written to these files durable.
     async fn sync(&self, paths: &[RelativePath]) -> Result<(), TransferError>;
 

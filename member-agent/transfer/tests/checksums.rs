@@ -33,6 +33,8 @@ async fn copied(
 /// Files of the tree, and parts of those in parts, at 5 MiB, S3's smallest.
 const FILES: usize = 54;
 const PARTS: usize = FILES - 1 + 2;
+/// Links of the tree: objects that hold their targets.
+const LINKS: usize = 2;
 
 fn leave_out(wanted: &'static str) -> Act {
     Act::EditAnswer(Box::new(move |line| (!line.to_ascii_lowercase().starts_with(wanted)).then(|| line.to_owned())))
@@ -45,9 +47,9 @@ async fn a_store_that_compares_checksums_is_not_read_back_unless_that_is_asked_f
     assert_eq!(reads, 0);
     fluvial_transfer::remove_tree(&minio.location("tree")).await.unwrap();
     let (second, reads) = copied(&minio, Verify::ReadBack, |_| Act::Pass).await.unwrap();
-    assert_eq!(reads, PARTS);
+    assert_eq!(reads, PARTS + LINKS);
     assert_eq!((first.root, first.totals), (second.root, second.totals));
-    assert_eq!(usize::try_from(first.totals.files).unwrap(), FILES + 2, "two links");
+    assert_eq!(usize::try_from(first.totals.files).unwrap(), FILES + LINKS);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +76,7 @@ async fn a_store_that_gives_checksums_back_unread_is_found_out() {
     })
     .await
     .unwrap();
-    assert_eq!(reads, PARTS);
+    assert_eq!(reads, PARTS + LINKS);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,7 +89,7 @@ async fn a_store_that_takes_no_checksums_is_written_without_and_read_back() {
         })
         .await
         .unwrap();
-        assert_eq!(reads, PARTS, "{status}");
+        assert_eq!(reads, PARTS + LINKS, "{status}");
         fluvial_transfer::remove_tree(&minio.location("tree")).await.unwrap();
     }
 }
@@ -125,4 +127,32 @@ async fn another_checksum_in_the_answer_is_a_mismatch() {
     .await;
     let Err(TransferError::DigestMismatch { path, .. }) = refused else { panic!("{refused:?}") };
     assert_eq!(path, "plain.txt");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_is_damaged_on_the_way_is_no_other_link() {
+    let minio = Minio::start();
+    // The store refuses it, and it is sent again.
+    let count = AtomicUsize::new(0);
+    copied(&minio, Verify::Checksum, move |asked| {
+        let first =
+            asked.method == "PUT" && asked.target.contains("/link") && count.fetch_add(1, Ordering::Relaxed) == 0;
+        if first { Act::DamageRequest } else { Act::Pass }
+    })
+    .await
+    .unwrap();
+    fluvial_transfer::remove_tree(&minio.location("tree")).await.unwrap();
+    // The store knows of no sums: the link is read back.
+    let result = copied(&minio, Verify::Checksum, move |asked| {
+        let summed = asked.has(SUM) || asked.has("x-amz-checksum-algorithm");
+        if summed {
+            Act::Answer("501 Not Implemented".to_owned())
+        } else if asked.method == "PUT" && asked.target.contains("/link") {
+            Act::DamageRequest
+        } else {
+            Act::Pass
+        }
+    })
+    .await;
+    assert!(matches!(result, Err(TransferError::DigestMismatch { path, .. }) if path == "bin/link"));
 }

@@ -164,8 +164,15 @@ impl Shared {
     }
 
     async fn link(&self, row: &Listed, target: &str) -> Result<(), TransferError> {
-        let target_tag = self.target.make_symlink(&row.path, target).await?;
-        self.done(row, row.entry.clone(), target_tag).await
+        let Written { tag, checked } = self.target.make_symlink_checked(&row.path, target).await?;
+        // What a store keeps as an object is compared as one; a link of a file system is what it was made.
+        if !self.trusts(checked) && self.target.as_s3().is_some() {
+            let back = self.target.read(&row.path, Some(&tag), 0, target.len() as u64 + 1).await?;
+            if back != target.as_bytes() {
+                return Err(self.mismatch(&row.path));
+            }
+        }
+        self.done(row, row.entry.clone(), tag).await
     }
 
     /// Has the store copy a file by itself, if it can and the manifest has the file's digest.

@@ -124,6 +124,24 @@ impl S3Place {
         }
     }
 
+    /// Writes a small object with these headers, and its sum beside them.
+    async fn put_object(
+        &self,
+        path: &RelativePath,
+        headers: Vec<Header>,
+        data: Bytes,
+    ) -> Result<Written, TransferError> {
+        let (key, sum, size) = (self.key(path), sum_of_data(&data).await?, data.len() as u64);
+        let reply = self
+            .summed(vec![(checksum::HEADER, sum.to_string())], |sums| {
+                let (key, headers, data) = (&key, [headers.clone(), sums].concat(), data.clone());
+                async move { self.client.put(key, path.as_str(), &headers, data).await }
+            })
+            .await?;
+        let checked = self.confirmed(path, sum, sum_of(&reply)).await?;
+        Ok(Written { tag: tag_of(&reply, size), checked })
+    }
+
     /// Whether the store keeps what was sent: it confirmed the sum, and refuses what has another one.
     async fn confirmed(&self, path: &RelativePath, sent: Sum, said: Option<Sum>) -> Result<bool, TransferError> {
         let Some(said) = said else { return Ok(false) };
@@ -381,15 +399,7 @@ impl Place for S3Place {
     }
 
     async fn put_checked(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Written, TransferError> {
-        let (key, sum, size) = (self.key(path), sum_of_data(&data).await?, data.len() as u64);
-        let reply = self
-            .summed(vec![(checksum::HEADER, sum.to_string())], |sums| {
-                let (key, headers, data) = (&key, [metadata(file), sums].concat(), data.clone());
-                async move { self.client.put(key, path.as_str(), &headers, data).await }
-            })
-            .await?;
-        let checked = self.confirmed(path, sum, sum_of(&reply)).await?;
-        Ok(Written { tag: tag_of(&reply, size), checked })
+        self.put_object(path, metadata(file), data).await
     }
 
     fn as_s3(&self) -> Option<&S3Place> {
@@ -492,10 +502,12 @@ impl Place for S3Place {
     }
 
     async fn make_symlink(&self, path: &RelativePath, target: &str) -> Result<Tag, TransferError> {
-        let metadata = [(KIND, "symlink".to_owned())];
-        let data = Bytes::copy_from_slice(target.as_bytes());
-        let reply = self.client.put(&self.key(path), path.as_str(), &metadata, data).await?;
-        Ok(tag_of(&reply, target.len() as u64))
+        Ok(self.make_symlink_checked(path, target).await?.tag)
+    }
+
+    async fn make_symlink_checked(&self, path: &RelativePath, target: &str) -> Result<Written, TransferError> {
+        let kind = vec![(KIND, "symlink".to_owned())];
+        self.put_object(path, kind, Bytes::copy_from_slice(target.as_bytes())).await
     }
 
     async fn sync(&self, _: &[RelativePath]) -> Result<(), TransferError> {
