@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use fluvial_model::manifest::{Digest, Entry, File, RelativePath};
 use fluvial_transfer::TransferError;
 use fluvial_transfer::listing::{Listed, OpenMount};
@@ -411,19 +411,28 @@ impl FileReader {
 }
 
 impl Read for FileReader {
+    /// Fills the whole buffer unless the file ends: the chunker never asks for more again than it once was given.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.part.is_empty() {
-            if self.file.shared.stop.stopped() {
-                return Err(io::Error::other("the work has ended"));
+        let mut filled = 0;
+        while filled < buffer.len() {
+            if self.part.is_empty() {
+                if self.file.shared.stop.stopped() {
+                    return Err(io::Error::other("the work has ended"));
+                }
+                self.part = self.next().map_err(|error| {
+                    self.file.shared.stop.fail(error);
+                    io::Error::other("the file cannot be read; the reason is told elsewhere")
+                })?;
+                if self.part.is_empty() {
+                    break;
+                }
             }
-            self.part = self.next().map_err(|error| {
-                self.file.shared.stop.fail(error);
-                io::Error::other("the file cannot be read; the reason is told elsewhere")
-            })?;
+            let length = self.part.len().min(buffer.len() - filled);
+            buffer[filled..filled + length].copy_from_slice(&self.part[..length]);
+            self.part.advance(length);
+            filled += length;
         }
-        let length = self.part.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&self.part.split_to(length));
-        Ok(length)
+        Ok(filled)
     }
 }
 
