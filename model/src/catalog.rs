@@ -154,6 +154,17 @@ pub const TABLES: &[Table] = &[
         indexes: &[&["name"]],
     },
     Table {
+        name: "links",
+        columns: &[
+            text("name"),
+            text("from_place"),
+            text("to_place"),
+            integer("bandwidth_bytes_per_second"),
+            real("egress_price_per_gb"),
+        ],
+        indexes: &[&["name"]],
+    },
+    Table {
         name: "placements",
         columns: &[
             text("namespace"),

@@ -11,6 +11,7 @@ pub mod datarestore;
 pub mod dataset;
 pub mod datasetmount;
 pub mod jointoken;
+pub mod link;
 pub mod operation;
 pub mod placement;
 pub mod source;
@@ -33,6 +34,7 @@ pub use self::datarestore::{DataRestore, DataRestoreSpec, DataRestoreStatus, Mem
 pub use self::dataset::{Dataset, DatasetPhase, DatasetSpec, DatasetStatus, Home, HomeState};
 pub use self::datasetmount::{DatasetMount, DatasetMountPhase, DatasetMountSpec, DatasetMountStatus};
 pub use self::jointoken::{JoinToken, JoinTokenSpec, JoinTokenStatus};
+pub use self::link::{Link, LinkSpec, LinkStatus};
 pub use self::operation::OperationStatus;
 pub use self::placement::{ClusterChoice, DatasetChoice, Placement, PlacementSpec, PlacementStatus};
 pub use self::source::{EncryptOption, EncryptOptionSource, Mount, SecretKeySelector};
@@ -53,6 +55,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<DataLoad>(),
     Kind::of::<Cluster>(),
     Kind::of::<Storage>(),
+    Kind::of::<Link>(),
     Kind::of::<BackupRepository>(),
     Kind::of::<Placement>(),
     Kind::of::<CacheLocation>(),

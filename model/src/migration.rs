@@ -11,10 +11,12 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::bandwidth;
 use crate::desired::{DatasetKey, MigrateWork, Relay, ServeWork};
 use crate::kinds::datamigrate::MigratePlan;
 use crate::kinds::{
-    Cluster, DataMigrate, DataMigrateStatus, Dataset, Home, HomeState, MigrateMode, OperationPhase, Progress, Storage,
+    Cluster, DataMigrate, DataMigrateStatus, Dataset, Home, HomeState, Link, MigrateMode, OperationPhase, Progress,
+    Storage,
 };
 use crate::report::{MigratePhase, MigrateReport, Problem, Version};
 use crate::route::{self, Route};
@@ -30,6 +32,7 @@ pub struct Facts<'a> {
     pub dataset: Option<&'a Dataset>,
     pub storages: &'a BTreeMap<String, Storage>,
     pub clusters: &'a BTreeMap<String, Cluster>,
+    pub links: &'a BTreeMap<String, Link>,
     /// An operation on the same dataset that goes first.
     pub earlier: Option<&'a str>,
     /// The assignment as it stands: the cluster and the work.
@@ -180,6 +183,10 @@ fn begin(facts: &Facts<'_>, mut status: DataMigrateStatus) -> Next {
         }
         None => {}
     }
+    let forecast =
+        bandwidth::forecast(facts.links, facts.clusters, &plan.from_cluster, &plan.to_cluster, known.total_bytes);
+    (plan.seconds, plan.cost) = (forecast.seconds, forecast.cost);
+    plan.reasons.extend(forecast.reasons);
     status.plan = Some(plan);
     status.progress = Progress { bytes_total: known.total_bytes, files_total: known.files, ..Progress::default() };
     if facts.operation.spec.dry_run {
@@ -264,6 +271,8 @@ fn plan(route: &Route, target: &Storage, to: &Uri, bytes: u64, files: u64) -> Mi
         to_cluster: target.spec.cluster.clone(),
         bytes,
         files,
+        seconds: None,
+        cost: None,
         reasons: route.reasons.clone(),
     }
 }

@@ -203,6 +203,12 @@ fn show_plan(status: &DataMigrateStatus, form: output::Form) -> Result<()> {
         output::bytes(plan.bytes),
         plan.files,
     );
+    if let Some(seconds) = plan.seconds {
+        text.push_str(&format!("At least:   {seconds:.0} s\n"));
+    }
+    if let Some(cost) = plan.cost {
+        text.push_str(&format!("Costs:      {cost:.2}\n"));
+    }
     text.push_str("Considered:\n");
     for reason in &plan.reasons {
         text.push_str(&format!("  {}\n", output::plain(reason)));

@@ -137,6 +137,7 @@ fn decide(
         dataset: dataset.and_then(|named| mirror.datasets.get(&named)).map(|at| &at.value),
         storages: &mirror.storages,
         clusters: &mirror.clusters,
+        links: &mirror.links,
         earlier: earlier.as_deref(),
         assigned: assigned.map(|(cluster, work)| (cluster.as_str(), work)),
         report,

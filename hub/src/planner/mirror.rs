@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fluvial_model::desired::{Work, split_assignment_key};
 use fluvial_model::kinds::{
     BackupRepository, CacheLocation, Cluster, DataBackup, DataLoad, DataMigrate, DataRestore, Dataset, DatasetMount,
-    OperationStatus, Placement, Storage,
+    Link, OperationStatus, Placement, Storage,
 };
 use fluvial_model::placement::Decision;
 use fluvial_model::report::{StoredReport, split_report_key};
@@ -99,6 +99,7 @@ pub(super) struct Mirror {
     pub(super) storages: BTreeMap<String, Storage>,
     pub(super) storage_revisions: BTreeMap<String, Revision>,
     pub(super) clusters: BTreeMap<String, Cluster>,
+    pub(super) links: BTreeMap<String, Link>,
     pub(super) cluster_revisions: BTreeMap<String, Revision>,
     /// By cluster and id.
     pub(super) assignments: BTreeMap<Named, At<Work>>,
@@ -291,6 +292,10 @@ impl Mirror {
                 self.storage_revisions.insert(name.clone(), at.revision);
                 self.storages.insert(name, at.value);
             }
+        } else if key.starts_with(&Link::INFO.prefix()) {
+            if let Some(at) = read::<Link>(objects, kv) {
+                self.links.insert(at.value.metadata.name.clone(), at.value);
+            }
         } else if key.starts_with(&CacheLocation::INFO.prefix())
             && let Some(at) = read::<CacheLocation>(objects, kv)
         {
@@ -445,6 +450,8 @@ impl Mirror {
             self.clusters.remove(name);
             self.cluster_revisions.remove(name);
             self.mark_everything_placed();
+        } else if let Some(name) = key.strip_prefix(&Link::INFO.prefix()) {
+            self.links.remove(name);
         } else if let Some(name) = key.strip_prefix(&Storage::INFO.prefix()) {
             self.storages.remove(name);
             self.storage_revisions.remove(name);

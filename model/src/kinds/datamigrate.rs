@@ -232,6 +232,12 @@ pub struct MigratePlan {
     pub to_cluster: String,
     pub bytes: u64,
     pub files: u64,
+    /// How long the bytes take at least, by the Links on the way; absent where none has a cap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// What they cost, by the prices of the Links on the way; absent where none has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
     /// Why this route, and why not the others.
     pub reasons: Vec<String>,
 }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::Work;
 use crate::kinds::datamigrate::{DataEnd, DataMigrateSpec, DatasetRef, StorageRef};
+use crate::kinds::link::LinkSpec;
 use crate::kinds::{ClusterSpec, ClusterState, ClusterStatus, DatasetSpec, DatasetStatus, Mount, StorageSpec};
 use crate::report::{Problem, Totals};
 
@@ -13,6 +14,7 @@ struct World {
     dataset: Dataset,
     storages: BTreeMap<String, Storage>,
     clusters: BTreeMap<String, Cluster>,
+    links: BTreeMap<String, Link>,
 }
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -60,6 +62,7 @@ fn world() -> World {
         dataset,
         storages: BTreeMap::from([("st".to_owned(), Storage::new("", "st", storage))]),
         clusters: BTreeMap::from(clusters),
+        links: BTreeMap::new(),
     }
 }
 
@@ -74,6 +77,7 @@ impl World {
             dataset: Some(&self.dataset),
             storages: &self.storages,
             clusters: &self.clusters,
+            links: &self.links,
             earlier: None,
             assigned,
             report,
@@ -98,6 +102,22 @@ fn done(root: &str) -> MigrateReport {
     let totals = Totals { files: 2, directories: 1, bytes: 100 };
     let version = Some(Version { root: root.to_owned(), totals, digested: true });
     MigrateReport { version, ..report(MigratePhase::Done) }
+}
+
+#[test]
+fn a_plan_tells_how_long_and_how_dear_its_way_is() {
+    let mut world = world();
+    world.operation.spec.dry_run = true;
+    let spec = LinkSpec {
+        from: "a".into(),
+        to: "b".into(),
+        bandwidth_bytes_per_second: Some(50),
+        egress_price_per_gb: Some(1e8),
+    };
+    world.links.insert("thin".to_owned(), Link::new("", "thin", spec));
+    let plan = step(&world.facts(None, None)).status.plan.unwrap();
+    assert_eq!((plan.seconds, plan.cost), (Some(2.0), Some(10.0)));
+    assert!(plan.reasons.iter().any(|reason| reason.contains("link thin carries at most 50")), "{:?}", plan.reasons);
 }
 
 #[test]
