@@ -55,7 +55,7 @@ use crate::peers::{Dialler, Hub as HubMember, MAX_MESSAGE, Membership, Peers};
 use crate::planner::{self, PlannerContext};
 use crate::server::{self, Guard, RunningServer, Services};
 use crate::sessions::hubs::{HubCalls, tell_beats};
-use crate::sessions::{Registry, SecretChanges, SessionContext, Sessions};
+use crate::sessions::{Rates, Registry, SecretChanges, SessionContext, Sessions};
 use crate::vault::Vault;
 use crate::views::{self, ViewsState};
 use home::Home;
@@ -201,6 +201,7 @@ impl Hub {
             liveness: Arc::new(Liveness::default()),
             registry: Arc::new(Registry::default()),
             secrets: SecretChanges::default(),
+            rates: Rates::default(),
             blocks: blocks.clone(),
             peers: peers.clone(),
             issuer: issuer.clone(),
@@ -237,6 +238,7 @@ impl Hub {
         tasks.spawn(revocations.run());
         tasks.spawn(notices);
         tasks.spawn(context.secrets.clone().run(shared));
+        tasks.spawn(context.rates.clone().run(objects.clone()));
         tasks.spawn(tell_beats(context.liveness.clone(), peers));
         tasks.spawn(members::keep(store.clone(), objects.clone(), dialler, clock.clone()));
         tasks.spawn(renewal::keep_fresh(home, authority, record.clone(), credentials, clock.clone(), lifetime));

@@ -1,7 +1,8 @@
 //! ④⑦ Sessions: what one agent is told, and what it says.
 //!
 //! A session is one stream of an agent: it says what it knows ([`claim`]), is told what it lacks and then every change
-//! ([`feed`], with the secrets that [`secrets`] follows), and reports ([`reports`]). [`drive`] holds these together;
+//! ([`feed`], with the secrets that [`secrets`] follows), learns what its transfers may take of the links ([`rates`]), and
+//! reports ([`reports`]). [`drive`] holds these together;
 //! [`registry`] knows the sessions of this hub, so that an agent can be asked; [`hubs`] lets other hubs ask too.
 //!
 //! Invariants: whose session it is, is what the certificate says; one installation of an agent at a time speaks for a
@@ -14,6 +15,7 @@ mod claim;
 mod drive;
 mod feed;
 pub mod hubs;
+mod rates;
 mod registry;
 mod reports;
 mod secrets;
@@ -33,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+pub use rates::Rates;
 pub use registry::{AskError, Registry};
 pub use secrets::SecretChanges;
 
@@ -57,6 +60,7 @@ pub struct SessionContext {
     pub liveness: Arc<Liveness>,
     pub registry: Arc<Registry>,
     pub secrets: SecretChanges,
+    pub rates: Rates,
     pub blocks: Blocks,
     pub peers: Arc<Peers>,
     pub issuer: Issuer,

@@ -18,6 +18,7 @@
 //! | [`uplink`] | keeps a session with some hub: desired state into the ledger, reports out of it | 1 |
 //! | [`ledger`] | what was asked for and what came of it, on disk before anything else happens | |
 //! | [`blocks`] | moves manifest blocks to and from the hub | |
+//! | [`rates`] | what the transfers may take of links, as leases of the hub | |
 //! | [`mounts`] | keeps the mount processes running, and answers them | 1 and one for each mount |
 //! | [`reconciler`] | compares the ledger with what runs and starts, stops, cleans up | 1 and one for each work |
 //! | [`platform`] | the machine: node name, cache tiers, room | |
@@ -39,6 +40,7 @@ pub mod listener;
 pub mod mounts;
 pub mod nodes;
 pub mod platform;
+pub mod rates;
 pub mod reconciler;
 pub mod relay;
 pub mod run;

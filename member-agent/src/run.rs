@@ -35,6 +35,7 @@ use crate::listener::{self, Port, Rules};
 use crate::mounts::{self, Mounts};
 use crate::nodes::Nodes;
 use crate::platform::host::{self, TierConfig};
+use crate::rates::Rates;
 use crate::reconciler;
 use crate::reconciler::apply::Runner;
 use crate::reconciler::work::{self, Works};
@@ -176,6 +177,7 @@ impl Agent {
             denied.clone(),
             if leads { sharing.clone() } else { watch::Sender::default() },
         );
+        let rates = Rates::default();
         let peers = work::Peers {
             dialler: dialler.clone(),
             relays: Relays::default(),
@@ -183,6 +185,7 @@ impl Agent {
             nodes: nodes.clone(),
             node: node.node.clone(),
             leads,
+            rates: rates.clone(),
         };
         let profile = Profile {
             agent: agent.clone(),
@@ -215,6 +218,7 @@ impl Agent {
             denied,
             dialler,
             sharing,
+            rates,
             channel,
             state: follow,
             profile: said.subscribe(),

@@ -31,6 +31,7 @@ use crate::denied::Denials;
 use crate::dial::Dialler;
 use crate::identity::{AgentFile, DataDir};
 use crate::ledger::{self, Ledger};
+use crate::rates::Rates;
 
 /// Between attempts of an agent whose place is taken by another installation.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(30);
@@ -106,6 +107,7 @@ pub(crate) struct Uplink {
     pub dialler: Dialler,
     /// Of a node: the nodes that share their caches, as the cluster's agent tells.
     pub sharing: watch::Sender<Vec<Node>>,
+    pub rates: Rates,
     pub channel: watch::Sender<Option<Channel>>,
     pub state: watch::Sender<UplinkState>,
     pub profile: watch::Receiver<AgentReport>,

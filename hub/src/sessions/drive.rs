@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::feed::{Feed, Queue};
+use super::rates::Telling;
 use super::registry::Place;
 use super::reports::{Inbox, Writer};
 use super::{SessionContext, claim, epoch, object_status, store_status};
@@ -52,6 +53,7 @@ struct Talk {
     last_ask: u64,
     /// Whom not to believe any more.
     denied: Vec<v1::Denied>,
+    rates: Telling,
 }
 
 /// Why a session ends.
@@ -146,6 +148,8 @@ impl Session {
         denied_changed.mark_unchanged();
         let mut denied = self.context.denied.current();
         talk.deny(&denied.identities, &BTreeMap::new());
+        let mut rates = self.context.rates.subscribe();
+        talk.rates.note(&rates.borrow_and_update(), &self.cluster);
         let mut heard = Instant::now();
         let mut tick = tokio::time::interval(HEARTBEAT);
         let mut life =
@@ -188,6 +192,7 @@ impl Session {
                     talk.deny(&now.identities, &denied.identities);
                     denied = now;
                 }
+                Ok(()) = rates.changed() => talk.rates.note(&rates.borrow_and_update(), &self.cluster),
                 () = place.replaced.cancelled() => return Err(taken_over()),
                 () = life.as_mut() => return Ok(End::Move),
                 () = self.ending.cancelled() => return Ok(End::Move),
@@ -245,13 +250,14 @@ fn message(message: ToAgent) -> v1::HubMessage {
 
 impl Talk {
     fn has_work(&self) -> bool {
-        self.heartbeat.is_some() || !self.questions.is_empty() || !self.denied.is_empty()
+        self.heartbeat.is_some() || !self.questions.is_empty() || !self.denied.is_empty() || self.rates.waits()
     }
 
     fn next(&mut self) -> Option<ToAgent> {
         let heartbeat = self.heartbeat.take().map(|sequence| ToAgent::Heartbeat(v1::Heartbeat { sequence }));
         let denied = || self.denied.pop().map(ToAgent::Denied);
-        heartbeat.or_else(denied).or_else(|| self.questions.pop().map(ToAgent::Ask))
+        let rates = || self.rates.take().map(ToAgent::Rates);
+        heartbeat.or_else(denied).or_else(rates).or_else(|| self.questions.pop().map(ToAgent::Ask))
     }
 
     /// Puts together what the agent does not know yet of whose certificates are not accepted.

@@ -23,6 +23,7 @@ use fluvial_model::report::{
 use fluvial_mount::serve::Shows;
 use fluvial_transfer::listing::OpenMount;
 use fluvial_transfer::place::Place;
+use fluvial_transfer::place::limited::{Limit, Limited};
 use fluvial_transfer::place::readonly::ReadOnly;
 use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Location, Progress, SourceMount, Verify};
 use tokio::sync::{Semaphore, watch};
@@ -37,6 +38,7 @@ use crate::dial::Dialler;
 use crate::ledger::{Assignment, Ledger, Secrets};
 use crate::mounts::{self, MountWish, Mounts};
 use crate::nodes::Nodes;
+use crate::rates::Rates;
 use crate::relay::{RelayPlace, Relays};
 
 /// Scans at a time: each is a listing with its database and a few connections.
@@ -68,6 +70,8 @@ pub struct Peers {
     /// This machine's name among them, and whether its agent speaks for the cluster.
     pub node: String,
     pub leads: bool,
+    /// What it may take of the ways to other clusters.
+    pub rates: Rates,
 }
 
 /// What the tasks work with.
@@ -431,6 +435,15 @@ impl Works {
         Ok((mounts, open))
     }
 
+    /// Sources that are read no faster than the links on the way allow the operation.
+    async fn limited(&self, operation: &str, sources: Vec<OpenMount>) -> Vec<OpenMount> {
+        let rate = self.peers.rates.of(operation).await;
+        let limit = Arc::new(Limit::new(Arc::new(move || rate.now())));
+        let limited =
+            |OpenMount { path, place }| OpenMount { path, place: Arc::new(Limited::new(place, limit.clone())) };
+        sources.into_iter().map(limited).collect()
+    }
+
     async fn migrate(
         &self,
         id: &str,
@@ -460,6 +473,7 @@ impl Works {
         let context = CopyContext::new(self.journal.clone(), self.blocks.clone(), progress, cancel.clone());
         let copy = async {
             let _turn = self.copies.acquire().await.map_err(|_| Trouble::Cancelled)?;
+            let sources = self.limited(&work.operation, sources).await;
             fluvial_transfer::copy::copy_between(job, context, sources, to).await.map_err(Trouble::from)
         };
         let copied = self.follow_copy((id, generation), news, copy, Report::Migrate).await?;

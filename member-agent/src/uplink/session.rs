@@ -212,6 +212,7 @@ impl Session<'_> {
                 self.ledger(move |ledger| ledger.withdraw(&id, generation)).await?;
                 self.acknowledge(withdraw.id, withdraw.generation, String::new()).await?;
             }
+            Some(Heard::Rates(rates)) => self.uplink.rates.hear(rates),
             Some(Heard::Synced(synced)) => self.synced(synced.revision).await?,
             Some(Heard::Ask(question)) if self.asks.len() >= ASKS => {
                 self.say(Said::Reply(ask::busy(&question))).await?

@@ -4,7 +4,7 @@
 //! reading contents; [`copy()`] makes a complete, verified copy whose manifest root equals the source's;
 //! [`Journal`] remembers what is done, so that any kind of end is continued; [`BlockStore`] keeps manifest blocks.
 //!
-//! Deliberately absent: deciding what goes where (the hub), leases and bandwidth shares (the agent), caches (engine).
+//! Deliberately absent: deciding what goes where (the hub), what a transfer may take of a link (the hub; `place::limited` holds to it), caches (engine).
 
 pub mod blocks;
 pub mod copy;

@@ -4,6 +4,7 @@
 //! never carry digests; a [`Tag`] names one version of one file, so that two versions are never mixed.
 
 mod http;
+pub mod limited;
 pub mod local;
 pub mod readonly;
 pub mod s3;

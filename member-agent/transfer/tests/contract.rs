@@ -3,9 +3,11 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use fluvial_model::manifest::{Entry, File, RelativePath};
+use fluvial_transfer::place::limited::{Limit, Limited};
 use fluvial_transfer::place::{Detail, Found, Place, TargetState};
 use fluvial_transfer::{Access, Location, TransferError};
 use support::*;
@@ -31,7 +33,12 @@ async fn listed(place: &dyn Place, detail: Detail) -> BTreeMap<RelativePath, Fou
 
 /// The contract. `location` is a place where nothing is.
 async fn holds(location: Location) {
-    let place = location.open_target().unwrap();
+    holds_behind(location, |place| place).await;
+}
+
+/// The contract, of the place at `location` behind another one.
+async fn holds_behind(location: Location, behind: impl Fn(Arc<dyn Place>) -> Arc<dyn Place>) {
+    let place = behind(location.open_target().unwrap());
     assert_eq!(place.target_state().await.unwrap(), TargetState::Absent);
     let (sender, _receiver) = mpsc::channel(1);
     let absent = place.list(Detail::Full, sender).await;
@@ -131,7 +138,7 @@ async fn holds(location: Location) {
 
     // After the commit it is there under its own name, and can be removed as a whole.
     place.commit().await.unwrap();
-    let visible = location.open().unwrap();
+    let visible = behind(location.open().unwrap());
     visible.probe(Access::Read).await.unwrap();
     assert_eq!(visible.read(&path("a"), Some(&new), 0, 9).await.unwrap(), Bytes::from_static(b"b"));
     for _ in 0..2 {
@@ -145,6 +152,13 @@ async fn holds(location: Location) {
 async fn a_directory_holds_the_contract() {
     let bench = Bench::new();
     holds(local(&bench.path("place"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_behind_a_limit_holds_the_contract() {
+    let bench = Bench::new();
+    let limit = Arc::new(Limit::new(Arc::new(|| Some(64 << 20))));
+    holds_behind(local(&bench.path("place")), |place| Arc::new(Limited::new(place, limit.clone()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
