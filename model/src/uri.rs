@@ -1,4 +1,5 @@
-//! ① Where bytes live, as users write it: `file:///dir`, `s3://bucket/prefix`, `webhdfs://host:port/dir`, `https://host/dir/`.
+//! ① Where bytes live, as users write it: `file:///dir`, `s3://bucket/prefix`, `azblob://container/prefix`,
+//! `webhdfs://host:port/dir`, `https://host/dir/`.
 //!
 //! Invariants: a parsed URI has a known scheme, no user, password, query or fragment, and a path without `..`, NUL or
 //! empty parts; its text is canonical (no trailing slash, but over HTTP, where it says that the location is a tree).
@@ -11,9 +12,9 @@ use thiserror::Error;
 use crate::names::printable;
 
 /// The schemes that this release can read.
-pub const SCHEMES: &[&str] = &["file", "s3", "webhdfs", "http", "https"];
+pub const SCHEMES: &[&str] = &["file", "s3", "azblob", "webhdfs", "http", "https"];
 /// Those among them that it can write.
-const WRITABLE: &[&str] = &["file", "s3"];
+const WRITABLE: &[&str] = &["file", "s3", "azblob"];
 
 /// A checked location.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -29,7 +30,7 @@ pub struct Uri {
 pub enum UriError {
     #[error("\"{0}\" is not a URI: write SCHEME://…, for example file:///data/set or s3://bucket/prefix")]
     NotAUri(String),
-    #[error("scheme \"{0}\" is not supported: use one of file, s3, webhdfs, http, https")]
+    #[error("scheme \"{0}\" is not supported: use one of file, s3, azblob, webhdfs, http, https")]
     Scheme(String),
     #[error("\"{0}\" carries a user or password: give credentials as options")]
     Credentials(String),
@@ -39,6 +40,8 @@ pub enum UriError {
     FilePath(String),
     #[error("\"{0}\" needs a bucket: s3://BUCKET/PREFIX (3 to 63 lower-case letters, digits, '.' or '-')")]
     Bucket(String),
+    #[error("\"{0}\" needs a container: azblob://CONTAINER/PREFIX (3 to 63 lower-case letters, digits or '-')")]
+    Container(String),
     #[error("\"{0}\" needs a host: {1}://HOST:PORT/…")]
     Host(String, &'static str),
     #[error("\"{0}\" has a path with \"..\", \".\", an empty part, a backslash or a control character")]
@@ -79,6 +82,9 @@ impl Uri {
         }
         if scheme == "s3" && !bucket_name(authority) {
             return Err(UriError::Bucket(shown()));
+        }
+        if scheme == "azblob" && !container_name(authority) {
+            return Err(UriError::Container(shown()));
         }
         let host_like = |scheme| SCHEMES.iter().copied().find(|known| *known == scheme && !WRITABLE.contains(known));
         if let Some(scheme) = host_like(scheme).filter(|_| !host(authority)) {
@@ -127,6 +133,12 @@ impl Uri {
         !WRITABLE.contains(&self.scheme.as_str())
     }
 
+    /// Whether what is written through a mount can go there: byte ranges of files, in place or as parts of an upload.
+    #[must_use]
+    pub fn takes_mount_writes(&self) -> bool {
+        matches!(self.scheme.as_str(), "file" | "s3")
+    }
+
     /// The location one part below this one.
     ///
     /// # Errors
@@ -160,6 +172,11 @@ fn bucket_name(name: &str) -> bool {
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'))
 }
 
+/// A container of Azure: a bucket's name without dots, and no two hyphens together.
+fn container_name(name: &str) -> bool {
+    bucket_name(name) && !name.contains('.') && !name.contains("--")
+}
+
 impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}{}", self.scheme, self.authority, self.path)?;
@@ -191,6 +208,7 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/a b/ü/", "s3://bucket/a b/ü"),
             ("file:///", "file:///"),
+            ("azblob://container/a b/", "azblob://container/a b"),
             ("webhdfs://namenode:9870/data/", "webhdfs://namenode:9870/data"),
             ("https://mirror.example.org/set/", "https://mirror.example.org/set/"),
             ("https://mirror.example.org/set/one.bin", "https://mirror.example.org/set/one.bin"),
@@ -219,6 +237,9 @@ mod tests {
             "s3://bucket/x?y=1",
             "file:///a\\b",
             "webhdfs:///data",
+            "azblob://",
+            "azblob://dotted.name/x",
+            "azblob://two--hyphens/x",
             "https://user:pass@host/x",
             "https://host/x?token=y",
             "http://ho st/x",

@@ -189,7 +189,7 @@ impl Place for SnapshotPlace {
     }
 
     fn part_limits(&self) -> PartLimits {
-        PartLimits { smallest: 1, most: u64::MAX }
+        PartLimits { smallest: 1, most: u64::MAX, in_order: false }
     }
 
     async fn put(&self, _: &RelativePath, _: &File, _: Bytes) -> Result<Tag, TransferError> {

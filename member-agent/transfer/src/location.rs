@@ -11,19 +11,21 @@ use secrecy::{ExposeSecret as _, SecretString};
 use crate::TransferError;
 use crate::place::Place;
 use crate::place::local::LocalPlace;
+use crate::place::objects::Objects;
 use crate::place::readonly::ReadOnly;
 use crate::place::s3::S3Place;
 use crate::place::store::Store;
 use crate::place::web::Web;
 
 /// The schemes that [`Location::open`] knows.
-pub const SCHEMES: &str = "file, s3, webhdfs, http, https";
+pub const SCHEMES: &str = "file, s3, azblob, webhdfs, http, https";
 
-/// A tree somewhere: `file:///dir`, `s3://bucket/prefix`, `webhdfs://host:port/dir`, `https://host/dir/` or one file,
+/// A tree somewhere: `file:///dir`, `s3://bucket/prefix`, `azblob://container/prefix`, `webhdfs://host:port/dir`, `https://host/dir/` or one file,
 /// `https://host/file`. The last three are only read.
 ///
 /// Option keys are OpenDAL's: for `s3` `endpoint`, `region`, `enable_virtual_host_style` (`true`), and, usually among the
-/// secrets, `access_key_id`, `secret_access_key`, `session_token` (without keys requests are not signed); for `webhdfs` `endpoint`, `user_name` and the secret `delegation`;
+/// secrets, `access_key_id`, `secret_access_key`, `session_token` (without keys requests are not signed); for `azblob` `endpoint`,
+/// `account_name` and the secret `account_key` or `sas_token` (without either requests are not signed); for `webhdfs` `endpoint`, `user_name` and the secret `delegation`;
 /// for `http` and `https` `username` and the secrets `password` or `token`.
 #[derive(Clone, Default)]
 pub struct Location {
@@ -90,6 +92,11 @@ impl Location {
         secret.or_else(|| self.options.get(key).map(String::as_str))
     }
 
+    /// The names of all options, secret or not.
+    pub(crate) fn option_keys(&self) -> impl Iterator<Item = &str> {
+        self.options.keys().chain(self.secrets.keys()).map(String::as_str)
+    }
+
     fn bad(&self, why: impl Into<String>) -> TransferError {
         TransferError::BadLocation { uri: self.shown(), why: why.into() }
     }
@@ -102,6 +109,7 @@ impl Location {
         match self.split()? {
             ("file", rest) => Ok(Arc::new(LocalPlace::new(self.directory(rest)?))),
             ("s3", rest) => Ok(Arc::new(S3Place::new(self, rest)?)),
+            ("azblob", rest) => Ok(Arc::new(Objects::azblob(self, rest)?)),
             ("webhdfs", rest) => Ok(Arc::new(ReadOnly(Store::webhdfs(self, rest)?))),
             ("http" | "https", _) => Ok(Arc::new(ReadOnly(Web::new(self)?))),
             (scheme, _) => Err(TransferError::UnsupportedScheme { scheme: scheme.to_owned(), supported: SCHEMES }),
@@ -165,7 +173,9 @@ mod tests {
         let message = Location::new("ftp://host/dir").open().err().map(|error| error.to_string());
         assert_eq!(
             message.as_deref(),
-            Some("open location: scheme \"ftp\" is not supported; supported are file, s3, webhdfs, http, https")
+            Some(
+                "open location: scheme \"ftp\" is not supported; supported are file, s3, azblob, webhdfs, http, https"
+            )
         );
     }
 }

@@ -3,9 +3,11 @@
 //! One contract suite (`tests/contract.rs`) runs over every implementation. Paths are relative to the place; entries
 //! never carry digests; a [`Tag`] names one version of one file, so that two versions are never mixed.
 
+mod dal;
 mod http;
 pub mod limited;
 pub mod local;
+pub(crate) mod objects;
 pub mod readonly;
 pub mod s3;
 pub(crate) mod store;
@@ -110,7 +112,7 @@ pub trait Place: Send + Sync + 'static {
     /// What a listing for verification needs: where a tag says everything of what was written, only tags.
     fn verify_detail(&self) -> Detail;
 
-    /// The smallest part, and the largest number of parts, of a file written in parts.
+    /// The smallest part, the largest number of parts, and their order, of a file written in parts.
     fn part_limits(&self) -> PartLimits;
 
     /// Writes a small file at once. It is there completely or not at all (for a target: once it is committed).
@@ -145,7 +147,7 @@ pub trait Place: Send + Sync + 'static {
     /// Whether an upload that was started can still be continued.
     async fn can_continue(&self, path: &RelativePath, upload: &str) -> Result<bool, TransferError>;
 
-    /// Writes one part and returns its receipt. Parts may come in any order and again.
+    /// Writes one part and returns its receipt. Parts may come in any order and again, but for [`PartLimits::in_order`].
     async fn put_part(
         &self,
         path: &RelativePath,
@@ -213,6 +215,8 @@ pub struct PartLimits {
     pub smallest: u64,
     /// Largest number of parts.
     pub most: u64,
+    /// Parts come one after the other, each once.
+    pub in_order: bool,
 }
 
 /// What is at a target.

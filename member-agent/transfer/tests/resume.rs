@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fluvial_transfer::{CopyJob, CopyReport, Journal, Location, TransferError, copy, discard};
+use fluvial_transfer::{CopyReport, Journal, Location, TransferError, copy, discard};
 use support::*;
 
 /// A tree of large and small files: 24 MiB in parts of 1 MiB (5 MiB on S3) and 200 files.
@@ -19,22 +19,6 @@ fn make_source(bench: &Bench) -> Location {
         write(&root, &format!("more/{number}"), &bytes(number, 3000), 0o644, number);
     }
     local(&root)
-}
-
-/// Drops the copy at thirty moments of up to `longest` milliseconds (from a fixed seed), then finishes it. Returns the
-/// last report and how many runs were dropped.
-async fn interrupted(bench: &Bench, job: &CopyJob, longest: u64) -> (CopyReport, usize) {
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut dropped = 0;
-    for _ in 0..30 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let pause = Duration::from_micros((random >> 33) % (longest * 1000));
-        match tokio::time::timeout(pause, copy(job.clone(), bench.context())).await {
-            Ok(report) => drop(report.unwrap()),
-            Err(_) => dropped += 1,
-        }
-    }
-    (copy(job.clone(), bench.context()).await.unwrap(), dropped)
 }
 
 /// The program that makes one copy; whole runs of the tests have built it.

@@ -69,7 +69,8 @@ pub(super) fn homes(facts: &Facts<'_>, status: &DatasetStatus, mount: &DatasetMo
         ));
     }
     let endpoints = route::mount_endpoints(facts.dataset);
-    let other = spec.mounts.iter().find(|mount| !Uri::parse(&mount.mount_point).is_ok_and(|uri| !uri.is_read_only()));
+    let other =
+        spec.mounts.iter().find(|mount| !Uri::parse(&mount.mount_point).is_ok_and(|uri| uri.takes_mount_writes()));
     if let Some(other) = other {
         return fails(format!(
             "{} cannot be written: a writable mount needs sources of scheme file:// or s3://; mount the dataset with \

@@ -302,17 +302,21 @@ impl Shared {
             }
         }
         let missing: Vec<usize> = (0..count).filter(|number| parts[*number].is_none()).collect();
-        let copied = self
-            .for_parts(missing, |shared, number| {
-                let (row, upload) = (row.clone(), upload.clone());
-                let (offset, length) = (number as u64 * part_size, part_length(row_size(&row), part_size, number));
-                async move { shared.copy_part(&row, &upload, number, offset, length).await }
-            })
-            .await?;
-        for part in copied {
-            let Some(part) = part else { return Ok(()) };
-            let number = part.number as usize;
-            parts[number] = Some(part);
+        // Where parts come in order, each is copied when the one before it is.
+        let together = if self.target.part_limits().in_order { 1 } else { count };
+        for numbers in missing.chunks(together) {
+            let copied = self
+                .for_parts(numbers.to_vec(), |shared, number| {
+                    let (row, upload) = (row.clone(), upload.clone());
+                    let (offset, length) = (number as u64 * part_size, part_length(row_size(&row), part_size, number));
+                    async move { shared.copy_part(&row, &upload, number, offset, length).await }
+                })
+                .await?;
+            for part in copied {
+                let Some(part) = part else { return Ok(()) };
+                let number = part.number as usize;
+                parts[number] = Some(part);
+            }
         }
         let parts: Vec<DonePart> = parts.into_iter().flatten().collect();
         let Written { tag: target_tag, checked } = match adopt {

@@ -7,11 +7,11 @@ use reqwest::redirect::Policy;
 use crate::TransferError;
 
 /// Tries of one request. With the pauses below that is about 20 s of trouble that a copy does not notice.
-const TRIES: u32 = 6;
+pub(super) const TRIES: u32 = 6;
 /// The pause after the first failure; doubled after each, up to [`LONGEST_PAUSE`], halved to doubled at random.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long one request may take: the base, and what its body needs at 1 MiB/s.
 pub(super) const REQUEST_LIMIT: Duration = Duration::from_secs(30);

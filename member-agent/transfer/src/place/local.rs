@@ -204,7 +204,7 @@ impl Place for LocalPlace {
     }
 
     fn part_limits(&self) -> PartLimits {
-        PartLimits { smallest: 1024, most: u64::MAX }
+        PartLimits { smallest: 1024, most: u64::MAX, in_order: false }
     }
 
     async fn put(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Tag, TransferError> {

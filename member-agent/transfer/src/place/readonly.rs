@@ -86,7 +86,7 @@ impl<S: Source> Place for ReadOnly<S> {
     }
 
     fn part_limits(&self) -> PartLimits {
-        PartLimits { smallest: 1, most: u64::MAX }
+        PartLimits { smallest: 1, most: u64::MAX, in_order: false }
     }
 
     async fn put(&self, path: &RelativePath, _: &File, _: Bytes) -> Result<Tag, TransferError> {

@@ -235,7 +235,7 @@ fn file_of(head: &Reply, size: u64) -> File {
 }
 
 /// Decimal seconds as nanoseconds; `None` for anything else.
-fn parse_seconds(text: &str) -> Option<i64> {
+pub(super) fn parse_seconds(text: &str) -> Option<i64> {
     let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -247,7 +247,7 @@ fn parse_seconds(text: &str) -> Option<i64> {
     i64::try_from(if negative { -total } else { total }).ok()
 }
 
-fn show_seconds(mtime_ns: i64) -> String {
+pub(super) fn show_seconds(mtime_ns: i64) -> String {
     let distance = mtime_ns.unsigned_abs();
     let sign = if mtime_ns < 0 { "-" } else { "" };
     format!("{sign}{}.{:09}", distance / 1_000_000_000, distance % 1_000_000_000)
@@ -391,7 +391,7 @@ impl Place for S3Place {
     }
 
     fn part_limits(&self) -> PartLimits {
-        PartLimits { smallest: 5 << 20, most: 10_000 }
+        PartLimits { smallest: 5 << 20, most: 10_000, in_order: false }
     }
 
     async fn put(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Tag, TransferError> {

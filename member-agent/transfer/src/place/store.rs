@@ -5,18 +5,16 @@
 //! the same. Not written to: such a store keeps neither modes nor times, so that no copy in it could have its source's root
 //! (`docs/decisions/0010`).
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use bytes::Bytes;
 use fluvial_model::manifest::{Entry, File, RelativePath};
 use futures::TryStreamExt;
-use opendal::{ErrorKind, HttpTransporter, Metadata, Operator, services};
-use opendal_http_transport_reqwest::ReqwestTransport;
+use opendal::{Metadata, Operator, services};
 use reqwest::redirect::Policy;
 use tokio::sync::mpsc;
 
-use super::http::{REQUEST_LIMIT, body_limit, client, innermost, retried};
+use super::dal::{Dal, mtime_of};
+use super::http::{REQUEST_LIMIT, body_limit};
 use super::readonly::Source;
 use super::{Detail, Found, Tag};
 use crate::TransferError;
@@ -26,13 +24,10 @@ use crate::location::Location;
 const MODE: u32 = 0o644;
 /// Redirects that are followed.
 const MOST_REDIRECTS: usize = 3;
-/// The longest text of a server that an error repeats.
-const LONGEST_WORD: usize = 200;
 
 /// A directory of a store.
 pub(crate) struct Store {
-    operator: Operator,
-    name: String,
+    dal: Dal,
     /// Empty, or with a `/` at its end.
     prefix: String,
 }
@@ -67,75 +62,17 @@ impl Store {
         }
         let operator = Operator::new(builder).map_err(|error| bad(error.message().to_owned()))?;
         // A name node sends its readers to a data node.
-        let http = client(Policy::limited(MOST_REDIRECTS)).map_err(bad)?;
-        let transport = HttpTransporter::new(ReqwestTransport::new(http));
-        let context = operator.base_context().with_http_transport(transport);
-        let operator = operator.with_context(context);
+        let dal = Dal::new(operator, Policy::limited(MOST_REDIRECTS), location.shown()).map_err(bad)?;
         let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-        Ok(Self { operator, name: location.shown(), prefix })
+        Ok(Self { dal, prefix })
     }
 
-    /// A path as the store knows it. OpenDAL takes white space from both ends: such a name would be another one.
     fn key(&self, path: &RelativePath) -> Result<String, TransferError> {
-        let key = format!("{}{path}", self.prefix);
-        if key.trim() == key { Ok(key) } else { Err(self.bad_entry(path.as_str(), WHITE_SPACE)) }
-    }
-
-    fn bad_entry(&self, name: &str, why: impl Into<String>) -> TransferError {
-        TransferError::BadEntry { place: self.name.clone(), name: name.escape_debug().to_string(), why: why.into() }
-    }
-
-    fn changed(&self, path: &RelativePath) -> TransferError {
-        TransferError::Changed { place: self.name.clone(), path: path.to_string() }
-    }
-
-    /// What an error of OpenDAL means.
-    fn failed(&self, op: &'static str, path: &str, error: &opendal::Error) -> TransferError {
-        let (place, path) = (self.name.clone(), path.to_owned());
-        let cause = std::error::Error::source(error).map(innermost);
-        let mut why = cause.unwrap_or_else(|| error.message().to_owned());
-        why.truncate(why.floor_char_boundary(LONGEST_WORD));
-        match error.kind() {
-            ErrorKind::NotFound => TransferError::NotFound { op, place, path },
-            ErrorKind::PermissionDenied => TransferError::Denied { op, place, path },
-            ErrorKind::ConditionNotMatch => TransferError::Changed { place, path },
-            ErrorKind::RateLimited => TransferError::Server { op, place, path, status: 429, code: why },
-            ErrorKind::ConfigInvalid => TransferError::BadLocation { uri: place, why },
-            _ if error.is_temporary() => TransferError::Unreachable { op, place, why },
-            // An answer that is neither a success nor something that passes.
-            kind => TransferError::Server { op, place, path, status: 400, code: format!("{kind}: {why}") },
-        }
-    }
-
-    /// Does one request in time, again where that may help.
-    async fn request<T, F>(
-        &self,
-        op: &'static str,
-        path: &str,
-        limit: Duration,
-        mut call: impl FnMut() -> F,
-    ) -> Result<T, TransferError>
-    where
-        F: Future<Output = opendal::Result<T>>,
-    {
-        retried(|| {
-            let call = tokio::time::timeout(limit, call());
-            async move {
-                match call.await {
-                    Ok(answer) => answer.map_err(|error| self.failed(op, path, &error)),
-                    Err(_) => Err(TransferError::Unreachable {
-                        op,
-                        place: self.name.clone(),
-                        why: format!("no answer within {} s", limit.as_secs()),
-                    }),
-                }
-            }
-        })
-        .await
+        self.dal.key(&self.prefix, path)
     }
 
     async fn look(&self, op: &'static str, key: &str, path: &str) -> Result<Metadata, TransferError> {
-        self.request(op, path, REQUEST_LIMIT, || self.operator.stat(key)).await
+        self.dal.request(op, path, REQUEST_LIMIT, || self.dal.operator.stat(key)).await
     }
 
     /// Sends what one directory holds; returns the directories among it.
@@ -146,26 +83,20 @@ impl Store {
     ) -> Result<Option<Vec<String>>, TransferError> {
         let shown = directory.strip_prefix(&self.prefix).unwrap_or(directory);
         let key = if directory.is_empty() { "/" } else { directory };
-        let mut entries = self.request("list", shown, REQUEST_LIMIT, || self.operator.lister(key)).await?;
+        let mut entries = self.dal.request("list", shown, REQUEST_LIMIT, || self.dal.operator.lister(key)).await?;
         let mut below = Vec::new();
         loop {
-            let next = tokio::time::timeout(REQUEST_LIMIT, entries.try_next()).await;
-            let next = next.map_err(|_| TransferError::Unreachable {
-                op: "list",
-                place: self.name.clone(),
-                why: format!("no answer within {} s", REQUEST_LIMIT.as_secs()),
-            })?;
-            let Some(entry) = next.map_err(|error| self.failed("list", shown, &error))? else { return Ok(Some(below)) };
+            let next = self.dal.in_time("list", REQUEST_LIMIT, entries.try_next()).await?;
+            let Some(entry) = next.map_err(|error| self.dal.failed("list", shown, &error))? else {
+                return Ok(Some(below));
+            };
             let name = entry.path().strip_prefix(directory).unwrap_or(entry.path()).trim_matches('/');
             if name.is_empty() {
                 continue;
             }
             let full = format!("{directory}{name}");
             let relative = full.strip_prefix(&self.prefix).unwrap_or(&full);
-            if full.trim() != full {
-                return Err(self.bad_entry(relative, WHITE_SPACE));
-            }
-            let path = RelativePath::parse(relative).map_err(|error| self.bad_entry(relative, error.to_string()))?;
+            let path = self.dal.path(&full, relative)?;
             if entry.metadata().is_dir() {
                 below.push(format!("{full}/"));
             }
@@ -175,9 +106,6 @@ impl Store {
         }
     }
 }
-
-/// Why a name cannot be kept.
-const WHITE_SPACE: &str = "a name that begins or ends with white space cannot be read from this kind of store";
 
 /// The version of a file.
 fn tag_of(metadata: &Metadata) -> Tag {
@@ -193,11 +121,6 @@ fn size_of(tag: &Tag) -> Option<u64> {
     tag.0.rsplit_once(' ')?.1.parse().ok()
 }
 
-fn mtime_of(metadata: &Metadata) -> i64 {
-    let time = metadata.last_modified().map(|time| time.into_inner().as_nanosecond());
-    time.and_then(|time| i64::try_from(time).ok()).unwrap_or(0)
-}
-
 fn found_of(path: RelativePath, metadata: &Metadata) -> Found {
     if metadata.is_dir() {
         return Found { path, entry: Entry::Directory, tag: Tag(String::new()) };
@@ -209,7 +132,7 @@ fn found_of(path: RelativePath, metadata: &Metadata) -> Found {
 #[async_trait]
 impl Source for Store {
     fn name(&self) -> &str {
-        &self.name
+        &self.dal.name
     }
 
     async fn probe(&self) -> Result<(), TransferError> {
@@ -247,20 +170,20 @@ impl Source for Store {
             None => self.stat(path).await?.tag,
         };
         // Stores differ in what they say to a range behind the end.
-        let size = size_of(&tag).ok_or_else(|| self.changed(path))?;
+        let size = size_of(&tag).ok_or_else(|| self.dal.changed(path))?;
         let end = size.min(offset.saturating_add(length));
         let data = if offset < end {
             let read = || {
-                let reading = self.operator.read_with(&key).range(offset..end);
+                let reading = self.dal.operator.read_with(&key).range(offset..end);
                 async move { reading.await }
             };
-            let data = self.request("read", path.as_str(), body_limit(end - offset), read).await;
+            let data = self.dal.request("read", path.as_str(), body_limit(end - offset), read).await;
             match data {
                 // It is shorter now.
                 Err(TransferError::Denied { .. } | TransferError::Server { status: 400, .. })
                     if self.stat(path).await?.tag != tag =>
                 {
-                    return Err(self.changed(path));
+                    return Err(self.dal.changed(path));
                 }
                 data => data?.to_bytes(),
             }
@@ -268,11 +191,11 @@ impl Source for Store {
             Bytes::new()
         };
         if self.stat(path).await?.tag != tag {
-            return Err(self.changed(path));
+            return Err(self.dal.changed(path));
         }
         if data.len() as u64 != end.saturating_sub(offset) {
             let why = format!("{} bytes came of {}", data.len(), end.saturating_sub(offset));
-            return Err(TransferError::Unreachable { op: "read", place: self.name.clone(), why });
+            return Err(TransferError::Unreachable { op: "read", place: self.dal.name.clone(), why });
         }
         Ok(data)
     }

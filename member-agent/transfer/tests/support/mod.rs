@@ -1,8 +1,10 @@
 //! What the tests of this crate stand on: a real MinIO, trees of every kind of entry, and their comparison.
 #![allow(clippy::unwrap_used, clippy::panic, dead_code)]
 
+pub mod azurite;
 pub mod hdfs;
 pub mod proxy;
+pub mod sas;
 pub mod web;
 
 use std::collections::BTreeMap;
@@ -14,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fluvial_model::manifest::RelativePath;
-use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Location, Progress, SourceMount};
+use fluvial_transfer::{BlockStore, CopyContext, CopyJob, CopyReport, Journal, Location, Progress, SourceMount, copy};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -221,4 +223,20 @@ pub fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
 pub fn assert_same(expected: &Path, found: &Path) {
     let (expected, found) = (describe(expected), describe(found));
     assert_eq!(expected, found);
+}
+
+/// Drops the copy at thirty moments of up to `longest` milliseconds (from a fixed seed), then finishes it. Returns the
+/// last report and how many runs were dropped.
+pub async fn interrupted(bench: &Bench, job: &CopyJob, longest: u64) -> (CopyReport, usize) {
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut dropped = 0;
+    for _ in 0..30 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let pause = Duration::from_micros((random >> 33) % (longest * 1000));
+        match tokio::time::timeout(pause, copy(job.clone(), bench.context())).await {
+            Ok(report) => drop(report.unwrap()),
+            Err(_) => dropped += 1,
+        }
+    }
+    (copy(job.clone(), bench.context()).await.unwrap(), dropped)
 }
