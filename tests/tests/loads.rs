@@ -201,7 +201,6 @@ fn a_cancelled_load_ends_at_once_and_keeps_what_it_has_brought() {
         std::thread::sleep(std::time::Duration::from_millis(500));
         if proxy.bytes() == before { Ok(()) } else { Err(proxy.bytes()) }
     });
-    let held = api.get("cachelocation", "set.m").unwrap();
-    assert!(held["status"]["cachedFiles"] == 1, "{held}");
+    api.wait_until("cachelocation", "set.m", "/status/cachedFiles", |files| *files == 1);
     api.fluvial(&["unmount", mount.directory.to_str().unwrap()]).unwrap();
 }

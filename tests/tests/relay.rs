@@ -41,6 +41,12 @@ fn either_agent_is_killed_in_mid_copy_and_the_copy_goes_on() {
     let plan = api.fluvial(&["migrate", "tree", "--to", "there", "--dry-run"]).unwrap();
     assert!(plan.contains("relay by b through a"), "{plan}");
 
+    // Slow enough to be killed three times, however fast the machine is.
+    api.apply(
+        "apiVersion: fluvial.io/v1alpha1\nkind: Link\nmetadata: { name: slow }\n\
+         spec: { from: a, to: b, bandwidthBytesPerSecond: 8388608 }\n",
+    )
+    .unwrap();
     api.begin_migration("over", "tree", "there");
     for killed in ["a", "b", "a"] {
         assert_eq!(api.in_mid_copy("over"), "b", "the target's agent copies");
