@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::backuprepository::SnapshotInfo;
-use super::operation::OperationStatus;
+use super::operation::{self, OperationStatus};
 use super::{DATA_GROUP, VERSION};
 use crate::catalog::Row;
 use crate::field::{FieldErrors, Path};
@@ -128,12 +128,7 @@ impl Resource for DataBackup {
                 ("check", old.spec.check != self.spec.check),
                 ("dryRun", old.spec.dry_run != self.spec.dry_run),
             ];
-            for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
-                errors.immutable(&spec.key(field));
-            }
-            if old.spec.cancel && !self.spec.cancel {
-                errors.push(&spec.key("cancel"), "cannot be taken back: create another operation");
-            }
+            operation::check_change(&fixed, (old.spec.cancel, self.spec.cancel), errors);
         }
     }
 

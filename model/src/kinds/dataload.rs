@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::datamigrate::{DatasetRef, OperationPhase, Progress, Shown};
-use super::{DATA_GROUP, VERSION};
+use super::{DATA_GROUP, VERSION, operation};
 use crate::catalog::Row;
 use crate::field::{FieldErrors, Path};
 use crate::manifest::RelativePath;
@@ -236,12 +236,7 @@ impl Resource for DataLoad {
                 ("loadMetadata", old.spec.load_metadata != self.spec.load_metadata),
                 ("dryRun", old.spec.dry_run != self.spec.dry_run),
             ];
-            for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
-                errors.immutable(&spec.key(field));
-            }
-            if old.spec.cancel && !self.spec.cancel {
-                errors.push(&spec.key("cancel"), "cannot be taken back: create another operation");
-            }
+            operation::check_change(&fixed, (old.spec.cancel, self.spec.cancel), errors);
         }
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::source::EncryptOption;
-use super::{DATA_GROUP, VERSION};
+use super::{DATA_GROUP, VERSION, operation};
 use crate::catalog::{Cell, Row};
 use crate::field::{FieldErrors, Path};
 use crate::meta::{Condition, ObjectMeta};
@@ -358,12 +358,7 @@ impl Resource for DataMigrate {
                 ("verify", old.spec.verify != self.spec.verify),
                 ("dryRun", old.spec.dry_run != self.spec.dry_run),
             ];
-            for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
-                errors.immutable(&spec.key(field));
-            }
-            if old.spec.cancel && !self.spec.cancel {
-                errors.push(&spec.key("cancel"), "cannot be taken back: create another operation");
-            }
+            operation::check_change(&fixed, (old.spec.cancel, self.spec.cancel), errors);
         }
     }
 

@@ -1,4 +1,4 @@
-//! ①⑧ What operations on backups have in common: their status, and how it changes.
+//! ①⑧ What operations have in common: what of them may be changed; of those on backups, their status and how it changes.
 
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
@@ -6,8 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use super::datamigrate::{OperationPhase, Progress};
 use crate::catalog::{Cell, Row};
+use crate::field::{FieldErrors, Path};
 use crate::meta::{Condition, ConditionStatus, ObjectMeta, set_condition};
 use crate::report::Problem;
+
+/// Reports what of an operation's spec was changed that must not be: each field with whether it was, and `cancel` before and
+/// after.
+pub(super) fn check_change(fixed: &[(&str, bool)], (before, after): (bool, bool), errors: &mut FieldErrors) {
+    let spec = Path::root("spec");
+    for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
+        errors.immutable(&spec.key(field));
+    }
+    if before && !after {
+        errors.push(&spec.key("cancel"), "cannot be taken back: create another operation");
+    }
+}
 
 /// Where an operation stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
