@@ -11,6 +11,7 @@ mod apply;
 mod backup;
 mod cluster;
 mod dataset;
+mod expire;
 mod load;
 mod migrate;
 mod mirror;
@@ -143,9 +144,7 @@ async fn reconcile(context: &PlannerContext, mirror: &mut Mirror) -> Result<(), 
 
 /// Removes what is over: operations past their time to live, tokens past theirs, dependents without owners.
 async fn garbage(context: &PlannerContext, mirror: &Mirror) -> Result<(), ObjectError> {
-    migrate::expire(context, mirror).await?;
-    backup::expire(context, mirror).await?;
-    load::expire(context, mirror).await?;
+    expire::expire(context, mirror).await?;
     if let Err(error) = crate::api::collect_garbage(&context.objects, context.clock.as_ref()).await {
         warn!(error = %chain(&error), "collecting dependents without owners");
     }

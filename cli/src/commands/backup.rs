@@ -1,7 +1,6 @@
 //! `fluvial backup`, `fluvial restore`: snapshots of datasets, and what becomes of them.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -11,28 +10,9 @@ use http::Method;
 use kube::Client;
 
 use super::operation;
-use crate::args::{Namespace, duration};
 use crate::client::{self, JSON};
 use crate::kinds::in_path;
-use crate::{objects, output};
-
-/// What following an operation needs.
-#[derive(Debug, Args)]
-pub(crate) struct Following {
-    /// Follow it to its end; exit 0 only if it is complete.
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait; it goes on afterwards. 24h if not given.
-    #[arg(long, value_parser = duration)]
-    timeout: Option<Duration>,
-    /// The operation's name; made from the dataset's if not given.
-    #[arg(long)]
-    name: Option<String>,
-    #[command(flatten)]
-    namespace: Namespace,
-    #[arg(short, long, value_enum, default_value_t)]
-    output: output::Form,
-}
+use crate::objects;
 
 #[derive(Debug, Args)]
 pub(crate) struct Backup {
@@ -47,7 +27,7 @@ pub(crate) struct Backup {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    following: Following,
+    begin: operation::Begin,
 }
 
 #[derive(Debug, Args)]
@@ -79,16 +59,16 @@ pub(crate) struct Restore {
     #[arg(long)]
     parallelism: Option<u32>,
     #[command(flatten)]
-    following: Following,
+    begin: operation::Begin,
 }
 
 pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Backup) -> Result<()> {
     let client = client::connect(kubeconfig).await?;
-    let Backup { dataset, repository, check, dry_run, following } = arguments;
+    let Backup { dataset, repository, check, dry_run, begin } = arguments;
     let spec = DataBackupSpec { dataset: dataset.clone(), repository, check, dry_run, ..DataBackupSpec::default() };
-    let following = Following { wait: following.wait || dry_run, ..following };
-    let operation = DataBackup::new(following.namespace.of(&client), "", spec);
-    create(&client, operation, &dataset, following).await
+    let begin = operation::Begin { wait: begin.wait || dry_run, ..begin };
+    let operation = DataBackup::new(begin.namespace.of(&client), "", spec);
+    create(&client, operation, &dataset, &begin).await
 }
 
 pub(crate) async fn restore(kubeconfig: Option<PathBuf>, arguments: Restore) -> Result<()> {
@@ -112,15 +92,15 @@ pub(crate) async fn restore(kubeconfig: Option<PathBuf>, arguments: Restore) -> 
         parallelism: arguments.parallelism,
         ..DataRestoreSpec::default()
     };
-    let operation = DataRestore::new(arguments.following.namespace.of(&client), "", spec);
-    create(&client, operation, &arguments.dataset, arguments.following).await
+    let operation = DataRestore::new(arguments.begin.namespace.of(&client), "", spec);
+    create(&client, operation, &arguments.dataset, &arguments.begin).await
 }
 
 /// Creates an operation, and follows it if that is asked for.
-async fn create<R: Resource>(client: &Client, mut wish: R, dataset: &str, following: Following) -> Result<()> {
-    let namespace = in_path("namespace", following.namespace.of(client))?.to_owned();
-    match following.name {
-        Some(name) => wish.meta_mut().name = name,
+async fn create<R: Resource>(client: &Client, mut wish: R, dataset: &str, begin: &operation::Begin) -> Result<()> {
+    let namespace = in_path("namespace", begin.namespace.of(client))?.to_owned();
+    match &begin.name {
+        Some(name) => wish.meta_mut().name.clone_from(name),
         None => wish.meta_mut().generate_name = format!("{dataset}-"),
     }
     let object = serde_json::to_value(&wish).context("writing the operation as JSON")?;
@@ -129,6 +109,5 @@ async fn create<R: Resource>(client: &Client, mut wish: R, dataset: &str, follow
     let made = R::from_value(&made).context("reading the hub's answer")?;
     let name = made.meta().name.clone();
     let object = serde_json::to_value(&made).context("writing the operation")?;
-    let following = operation::Following { wait: following.wait, timeout: following.timeout, form: following.output };
-    operation::begun(client, (&R::INFO, &namespace, &name), &object, following).await
+    operation::begun(client, (&R::INFO, &namespace, &name), &object, begin).await
 }

@@ -11,7 +11,6 @@ use http::Method;
 
 use super::operation;
 use super::progress::Progress;
-use crate::args::{Namespace, duration};
 use crate::client::{self, JSON};
 use crate::kinds::in_path;
 use crate::{objects, output};
@@ -44,27 +43,16 @@ pub(crate) struct Arguments {
     /// List the dataset's sources again first.
     #[arg(long)]
     metadata: bool,
-    /// Only show what would be loaded where.
+    /// Only show what would be loaded where; waits 60s for it unless --timeout says otherwise.
     #[arg(long, conflicts_with_all = ["wait", "name"])]
     dry_run: bool,
-    /// Follow it to its end; exit 0 only if it is complete.
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait; it goes on afterwards. 24h if not given, 60s with --dry-run.
-    #[arg(long, value_parser = duration)]
-    timeout: Option<Duration>,
-    /// The operation's name; made from the dataset's if not given.
-    #[arg(long)]
-    name: Option<String>,
     #[command(flatten)]
-    namespace: Namespace,
-    #[arg(short, long, value_enum, default_value_t)]
-    output: output::Form,
+    begin: operation::Begin,
 }
 
 pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Arguments) -> Result<()> {
     let client = client::connect(kubeconfig).await?;
-    let namespace = in_path("namespace", arguments.namespace.of(&client))?.to_owned();
+    let namespace = in_path("namespace", arguments.begin.namespace.of(&client))?.to_owned();
     let operation = wish(&namespace, &arguments);
     let object = serde_json::to_value(&operation).context("writing the operation as JSON")?;
     let path = objects::path(&DataLoad::INFO, &namespace, None);
@@ -72,16 +60,15 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Arguments) -> Re
     let name = DataLoad::from_value(&made).context("reading the hub's answer")?.metadata.name;
     let named = (&DataLoad::INFO, namespace.as_str(), name.as_str());
     if arguments.dry_run {
-        let within = arguments.timeout.unwrap_or(PLAN_WITHIN);
+        let within = arguments.begin.timeout.unwrap_or(PLAN_WITHIN);
         let planned = operation::follow(&client, named, within, &mut Progress::silent()).await;
         // The question is answered: nothing of it should stay.
         let path = operation::path(&DataLoad::INFO, &namespace, &name)?;
         let _ = client::write(&client, Method::DELETE, &path, None).await;
         let status = serde_json::from_value(planned?).context("reading the hub's answer")?;
-        return show_plan(&status, arguments.output);
+        return show_plan(&status, arguments.begin.output);
     }
-    let following = operation::Following { wait: arguments.wait, timeout: arguments.timeout, form: arguments.output };
-    operation::begun(&client, named, &made, following).await
+    operation::begun(&client, named, &made, &arguments.begin).await
 }
 
 fn wish(namespace: &str, arguments: &Arguments) -> DataLoad {
@@ -99,7 +86,7 @@ fn wish(namespace: &str, arguments: &Arguments) -> DataLoad {
         ttl_seconds_after_finished: arguments.dry_run.then_some(PLAN_KEPT),
         ..DataLoadSpec::default()
     };
-    let mut operation = DataLoad::new(namespace, arguments.name.as_deref().unwrap_or_default(), spec);
+    let mut operation = DataLoad::new(namespace, arguments.begin.name.as_deref().unwrap_or_default(), spec);
     if operation.metadata.name.is_empty() {
         operation.metadata.generate_name = format!("{}-", arguments.dataset);
     }

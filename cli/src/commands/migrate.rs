@@ -15,7 +15,6 @@ use kube::Client;
 
 use super::operation;
 use super::progress::Progress;
-use crate::args::{Namespace, duration};
 use crate::client::{self, JSON};
 use crate::kinds::in_path;
 use crate::{objects, output};
@@ -75,22 +74,11 @@ pub(crate) struct Arguments {
     /// Parallel streams; 8 if not given.
     #[arg(long)]
     parallelism: Option<u32>,
-    /// Only show the route, the bytes and what else was considered.
+    /// Only show the route, the bytes and what else was considered; waits 60s for it unless --timeout says otherwise.
     #[arg(long, conflicts_with_all = ["wait", "name"])]
     dry_run: bool,
-    /// Follow it to its end; exit 0 only if it is complete.
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait; it goes on afterwards. 24h if not given, 60s with --dry-run.
-    #[arg(long, value_parser = duration)]
-    timeout: Option<Duration>,
-    /// The operation's name; made from the dataset's if not given.
-    #[arg(long)]
-    name: Option<String>,
     #[command(flatten)]
-    namespace: Namespace,
-    #[arg(short, long, value_enum, default_value_t)]
-    output: output::Form,
+    begin: operation::Begin,
 }
 
 /// A migration to be made.
@@ -108,7 +96,7 @@ pub(crate) struct Wish {
 
 pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Arguments) -> Result<()> {
     let client = client::connect(kubeconfig).await?;
-    let namespace = in_path("namespace", arguments.namespace.of(&client))?.to_owned();
+    let namespace = in_path("namespace", arguments.begin.namespace.of(&client))?.to_owned();
     let wish = Wish {
         dataset: arguments.dataset,
         to: arguments.to,
@@ -116,21 +104,20 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, arguments: Arguments) -> Re
         verify: arguments.verify.into(),
         parallelism: arguments.parallelism,
         dry_run: arguments.dry_run,
-        name: arguments.name.unwrap_or_default(),
+        name: arguments.begin.name.clone().unwrap_or_default(),
     };
     let made = create(&client, &namespace, &wish).await?;
     let name = made.metadata.name.clone();
     if arguments.dry_run {
-        let within = arguments.timeout.unwrap_or(PLAN_WITHIN);
+        let within = arguments.begin.timeout.unwrap_or(PLAN_WITHIN);
         let planned = follow(&client, &namespace, &name, within, &mut Progress::silent()).await;
         // The question is answered: nothing of it should stay.
         let _ = client::write(&client, Method::DELETE, &operation::path(&DataMigrate::INFO, &namespace, &name)?, None)
             .await;
-        return show_plan(&planned?, arguments.output);
+        return show_plan(&planned?, arguments.begin.output);
     }
     let made = serde_json::to_value(&made).context("writing the operation")?;
-    let following = operation::Following { wait: arguments.wait, timeout: arguments.timeout, form: arguments.output };
-    operation::begun(&client, (&DataMigrate::INFO, &namespace, &name), &made, following).await
+    operation::begun(&client, (&DataMigrate::INFO, &namespace, &name), &made, &arguments.begin).await
 }
 
 /// Creates a DataMigrate.

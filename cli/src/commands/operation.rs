@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args;
 use fluvial_model::kinds::{DataBackup, DataLoad, DataMigrate, DataRestore, OperationPhase, Progress as Done};
 use fluvial_model::resource::{KindInfo, Resource as _};
 use kube::Client;
@@ -11,6 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::progress::Progress;
+use crate::args::{Namespace, duration};
 use crate::client::{self, JSON};
 use crate::kinds::in_path;
 use crate::{objects, output};
@@ -34,12 +36,22 @@ pub(crate) struct Standing {
     pub duration: String,
 }
 
-/// Whether and how an operation is followed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Following {
+/// What every command that begins an operation is told of it: where, under which name, and whether it is followed.
+#[derive(Debug, Args)]
+pub(crate) struct Begin {
+    /// Follow it to its end; exit 0 only if it is complete.
+    #[arg(long)]
     pub wait: bool,
+    /// How long to wait; it goes on afterwards. 24h if not given.
+    #[arg(long, value_parser = duration)]
     pub timeout: Option<Duration>,
-    pub form: output::Form,
+    /// The operation's name; made from the dataset's if not given.
+    #[arg(long)]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub namespace: Namespace,
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: output::Form,
 }
 
 /// An operation: its kind, namespace and name.
@@ -49,17 +61,17 @@ pub(crate) type Named<'a> = (&'a KindInfo, &'a str, &'a str);
 ///
 /// # Errors
 /// See [`wait`].
-pub(crate) async fn begun(client: &Client, named: Named<'_>, made: &Value, following: Following) -> Result<()> {
+pub(crate) async fn begun(client: &Client, named: Named<'_>, made: &Value, begin: &Begin) -> Result<()> {
     let (info, namespace, name) = named;
-    let table = following.form == output::Form::Table;
+    let table = begin.output == output::Form::Table;
     if table {
         output::print(&format!("{}.{}/{name} created", info.singular, info.group))?;
     }
-    if following.wait {
-        return wait(client, named, following.timeout, following.form).await;
+    if begin.wait {
+        return wait(client, named, begin.timeout, begin.output).await;
     }
     if !table {
-        return output::value(made, following.form);
+        return output::value(made, begin.output);
     }
     eprintln!("follow it by: fluvial op wait {name} -n {namespace}");
     Ok(())

@@ -219,25 +219,3 @@ async fn withdraw_orphans(context: &PlannerContext, mirror: &Mirror, key: &Named
     change.commit(context).await?;
     Ok(())
 }
-
-/// Deletes operations that finished longer ago than their time to live.
-pub(super) async fn expire(context: &PlannerContext, mirror: &Mirror) -> Result<(), ObjectError> {
-    let now = context.clock.now();
-    let backups = mirror.backups.values().map(|at| {
-        let finished = at.value.status.as_ref().and_then(|s| s.operation.finished_time);
-        (at.value.key(), at.revision, at.value.spec.ttl_seconds_after_finished, finished)
-    });
-    let restores = mirror.restores.values().map(|at| {
-        let finished = at.value.status.as_ref().and_then(|s| s.operation.finished_time);
-        (at.value.key(), at.revision, at.value.spec.ttl_seconds_after_finished, finished)
-    });
-    for (key, revision, ttl, finished) in backups.chain(restores) {
-        let (Some(ttl), Some(finished)) = (ttl, finished) else { continue };
-        if now.duration_since(finished).as_secs() >= i64::from(ttl) {
-            let mut change = Change::default();
-            change.delete(key, revision);
-            change.commit(context).await?;
-        }
-    }
-    Ok(())
-}

@@ -6,12 +6,10 @@ use fluvial_model::desired::{CacheWork, LoadWork, Work};
 use fluvial_model::kinds::{CacheLocationStatus, DataLoad};
 use fluvial_model::loading::{self, Facts, Next};
 use fluvial_model::report::{LoadReport, Report};
-use fluvial_model::resource::Resource;
 use fluvial_model::upkeep::rescan;
 
 use super::PlannerContext;
 use super::apply::Change;
-use super::migrate::is_over;
 use super::mirror::{Mirror, Named};
 use crate::objects::ObjectError;
 
@@ -110,19 +108,5 @@ async fn withdraw_orphans(context: &PlannerContext, mirror: &Mirror, key: &Named
         }
     }
     change.commit(context).await?;
-    Ok(())
-}
-
-/// Deletes operations that finished longer ago than their time to live.
-pub(super) async fn expire(context: &PlannerContext, mirror: &Mirror) -> Result<(), ObjectError> {
-    let now = context.clock.now();
-    for at in mirror.loads.values() {
-        let finished = at.value.status.as_ref().and_then(|status| status.finished_time);
-        if is_over(at.value.spec.ttl_seconds_after_finished, finished, now) {
-            let mut change = Change::default();
-            change.delete(at.value.key(), at.revision);
-            change.commit(context).await?;
-        }
-    }
     Ok(())
 }

@@ -7,7 +7,6 @@ use fluvial_model::meta::ObjectMeta;
 use fluvial_model::migration::{self, Facts, Next};
 use fluvial_model::report::{MigrateReport, Problem, Report, ServeReport};
 use fluvial_model::resource::Resource;
-use jiff::Timestamp;
 
 use super::PlannerContext;
 use super::apply::Change;
@@ -205,23 +204,4 @@ pub(super) fn event<R: Resource>(
         source: EventSource { component: "fluvial-hub".to_owned(), host: String::new() },
         ..Event::default()
     })
-}
-
-/// Whether an operation finished longer ago than its time to live.
-pub(super) fn is_over(ttl: Option<u32>, finished: Option<Timestamp>, now: Timestamp) -> bool {
-    ttl.zip(finished).is_some_and(|(ttl, finished)| now.duration_since(finished).as_secs() >= i64::from(ttl))
-}
-
-/// Deletes operations that finished longer ago than their time to live.
-pub(super) async fn expire(context: &PlannerContext, mirror: &Mirror) -> Result<(), ObjectError> {
-    let now = context.clock.now();
-    for at in mirror.migrates.values() {
-        let finished = at.value.status.as_ref().and_then(|status| status.finished_time);
-        if is_over(at.value.spec.ttl_seconds_after_finished, finished, now) {
-            let mut change = Change::default();
-            change.delete(at.value.key(), at.revision);
-            change.commit(context).await?;
-        }
-    }
-    Ok(())
 }
