@@ -76,8 +76,12 @@ impl Sharing {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For no less time than it is left out already.
     fn leave_out(&self, node: &str, time: Duration) {
-        self.known().left_out.insert(node.to_owned(), Instant::now() + time);
+        let until = Instant::now() + time;
+        let mut known = self.known();
+        let left_out = known.left_out.entry(node.to_owned()).or_insert(until);
+        *left_out = until.max(*left_out);
     }
 
     /// The node that owns a range among those that answer; nothing if it is this one.

@@ -228,7 +228,7 @@ struct Liar(Arc<AtomicUsize>);
 
 #[tonic::async_trait]
 impl ShareService for Liar {
-    type ReadSharedStream = tokio_stream::Once<Result<v1::SharedChunk, Status>>;
+    type ReadSharedStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::SharedChunk, Status>>>;
 
     async fn read_shared(
         &self,
@@ -236,7 +236,9 @@ impl ShareService for Liar {
     ) -> Result<Response<Self::ReadSharedStream>, Status> {
         self.0.fetch_add(1, Ordering::SeqCst);
         let length = usize::try_from(request.get_ref().length).unwrap();
-        Ok(Response::new(tokio_stream::once(Ok(v1::SharedChunk { data: vec![7; length].into() }))))
+        let chunks: Vec<_> =
+            vec![7; length].chunks(1 << 20).map(|chunk| Ok(v1::SharedChunk { data: chunk.to_vec().into() })).collect();
+        Ok(Response::new(tokio_stream::iter(chunks)))
     }
 }
 

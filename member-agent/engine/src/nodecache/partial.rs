@@ -16,7 +16,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -94,18 +95,19 @@ impl Provenance {
     }
 }
 
-/// Parts that one fetch has claimed; what is not there at the end is given back.
-struct Claim<'a> {
-    partial: &'a Partial,
+/// Parts that one fetch has claimed; what is not there at the end is given back. Whoever writes holds it until the bytes
+/// are written, even if nobody waits for them any more: otherwise they could come after those of the next one to claim.
+struct Claim {
+    partial: Arc<Partial>,
     parts: Range<usize>,
 }
 
 /// What to do next for a range.
-enum Step<'a> {
+enum Step {
     Done,
     Refused,
     Broken(EngineError),
-    Fetch(Claim<'a>),
+    Fetch(Claim),
     Wait,
 }
 
@@ -266,7 +268,7 @@ impl Partial {
         }
     }
 
-    fn step(&self, wanted: &Range<usize>, refused: u32) -> Step<'_> {
+    fn step(self: &Arc<Self>, wanted: &Range<usize>, refused: u32) -> Step {
         let mut parts = self.parts();
         if parts.complete {
             return Step::Done;
@@ -283,7 +285,7 @@ impl Partial {
             // if it failed.
             return match (whole, self.room().is_some()) {
                 (false, _) => Step::Done,
-                (true, true) => Step::Fetch(Claim { partial: self, parts: 0..0 }),
+                (true, true) => Step::Fetch(Claim { partial: self.clone(), parts: 0..0 }),
                 (true, false) => Step::Wait,
             };
         }
@@ -295,7 +297,7 @@ impl Partial {
         let most = within.end.min(first + RANGE_PARTS);
         let end = (first..most).find(|at| parts.parts[*at] != Part::Missing).unwrap_or(most);
         parts.parts[first..end].fill(Part::Claimed);
-        Step::Fetch(Claim { partial: self, parts: first..end })
+        Step::Fetch(Claim { partial: self.clone(), parts: first..end })
     }
 
     fn room(&self) -> MutexGuard<'_, Option<Room>> {
@@ -304,7 +306,7 @@ impl Partial {
 
     async fn fetch(
         self: &Arc<Self>,
-        claim: Claim<'_>,
+        mut claim: Claim,
         wanted: &Range<usize>,
         source_only: bool,
     ) -> Result<(), EngineError> {
@@ -324,11 +326,15 @@ impl Partial {
             if data.len() as u64 != end - start {
                 return Err(self.origin.differs("it is shorter"));
             }
-            let (partial, written) = (self.clone(), data.clone());
-            let write = move || partial.file.write_all_at(&written, start).map_err(|error| partial.refused(&error));
-            if let Err(error) = blocking("write", write).await {
-                return Err(self.give_up(&shared, error));
-            }
+            let written = data.clone();
+            let write = move || match claim.partial.file.write_all_at(&written, start) {
+                Ok(()) => Ok(claim),
+                Err(error) => Err(claim.partial.refused(&error)),
+            };
+            claim = match blocking("write", write).await {
+                Ok(claim) => claim,
+                Err(error) => return Err(self.give_up(&shared, error)),
+            };
             self.note(start, &data, giver, source_only || shared.is_shared());
             whole = (data.len() as u64 == self.origin.file.bytes).then_some(data);
         }
@@ -382,8 +388,13 @@ impl Partial {
 
     /// Verifies the file and makes it an object. `whole` are its contents, if they are at hand.
     fn finish(&self, shared: &Shared, whole: Option<Bytes>) -> Result<(), EngineError> {
+        let taken = {
+            let parts = self.parts();
+            // Somebody else may have verified it meanwhile, and have begun it anew.
+            if parts.left == 0 { self.room().take() } else { None }
+        };
         // Taken by whoever verifies it now.
-        let Some(room) = self.room().take() else { return Ok(()) };
+        let Some(mut room) = taken else { return Ok(()) };
         self.epoch.fetch_add(1, Ordering::AcqRel);
         let verified = self.verify(whole).map_err(|error| room.troubled("read cached file", &error));
         let finished = verified.and_then(|digest| match digest {
@@ -405,7 +416,7 @@ impl Partial {
                 if let Some(hashes) = hashes.filter(|hashes| hashes.len() == parts.parts.len()) {
                     shared.proofs.put(self.object(), Arc::new(hashes));
                 }
-                shared.partials.forget(self.object());
+                shared.partials.forget_this(self);
             }
             Ok(None) => {
                 // The source is asked before anybody is told.
@@ -476,7 +487,7 @@ pub(super) fn digest_of(file: &File, bytes: u64) -> std::io::Result<Digest> {
     Ok(Digest::from_bytes(*hasher.finalize().as_bytes()))
 }
 
-impl Claim<'_> {
+impl Claim {
     /// Notes that the parts are there; true if nothing is left.
     fn there(&self) -> bool {
         let mut parts = self.partial.parts();
@@ -491,7 +502,7 @@ impl Claim<'_> {
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
         let mut parts = self.partial.parts();
         for at in self.parts.clone() {
@@ -509,6 +520,7 @@ impl Drop for Partial {
         let room = self.room.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let mut parts = self.parts();
         let file = self.unfinished(&parts);
+        // Otherwise the room is given back here.
         if let Some(room) = room
             && parts.broken.is_none()
             && file.bytes_there() > 0
@@ -516,6 +528,9 @@ impl Drop for Partial {
             let from = std::mem::take(&mut parts.from);
             drop(parts);
             room.rest(file, from);
+        }
+        if let Some(shared) = self.shared.upgrade() {
+            shared.partials.forget_this(self);
         }
     }
 }
@@ -566,10 +581,15 @@ impl Filling for Filler {
     }
 }
 
+/// How long whoever opens a file waits for the last one to put it to rest: a few system calls.
+const RESTS_WITHIN: Duration = Duration::from_secs(5);
+
 /// The files that are on their way.
 #[derive(Default)]
 pub(super) struct Partials {
+    /// Each from when it is begun until it is complete or was put to rest.
     by_object: Mutex<HashMap<String, Weak<Partial>>>,
+    rested: Condvar,
 }
 
 impl Partials {
@@ -583,11 +603,13 @@ impl Partials {
         object: &str,
         create: impl FnOnce() -> Result<Option<Partial>, E>,
     ) -> Result<Option<Arc<Partial>>, E> {
-        let mut by_object = self.by_object();
+        // One that nobody holds any more has its room until it rests.
+        let rests = |all: &mut HashMap<_, Weak<Partial>>| all.get(object).is_some_and(|one| one.strong_count() == 0);
+        let waited = self.rested.wait_timeout_while(self.by_object(), RESTS_WITHIN, rests);
+        let (mut by_object, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if let Some(partial) = by_object.get(object).and_then(Weak::upgrade) {
             return Ok(Some(partial));
         }
-        by_object.retain(|_, partial| partial.strong_count() > 0);
         let Some(partial) = create()?.map(Arc::new) else { return Ok(None) };
         by_object.insert(object.to_owned(), Arc::downgrade(&partial));
         Ok(Some(partial))
@@ -598,15 +620,12 @@ impl Partials {
         self.by_object().get(object).is_some_and(|partial| partial.strong_count() > 0)
     }
 
-    fn forget(&self, object: &str) {
-        self.by_object().remove(object);
-    }
-
     /// Forgets a file, but not another one that was begun for the same object meanwhile.
     fn forget_this(&self, partial: &Partial) {
         let mut by_object = self.by_object();
         if by_object.get(partial.object()).is_some_and(|known| std::ptr::eq(known.as_ptr(), partial)) {
             by_object.remove(partial.object());
+            self.rested.notify_all();
         }
     }
 

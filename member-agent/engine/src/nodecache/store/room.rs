@@ -192,8 +192,9 @@ impl Room {
         self.store.troubled(self.tier, op, error)
     }
 
-    /// Makes the finished file the object. Nothing happens if the object is there or nobody wants it now.
-    pub(in crate::nodecache) fn keep(&self, digest: &Digest) -> Result<(), EngineError> {
+    /// Makes the finished file the object, to which the room goes over. Nothing happens if the object is there or nobody
+    /// wants it now.
+    pub(in crate::nodecache) fn keep(&mut self, digest: &Digest) -> Result<(), EngineError> {
         let (tier, id) = (&self.store.tiers[self.tier], &self.object);
         let mut inner = self.store.lock();
         if inner.index.tier_of(id)?.is_some() {
@@ -212,6 +213,8 @@ impl Room {
         let object = Object { id: id.clone(), tier: key(tier), bytes: self.bytes };
         if inner.index.add(&object, digest, now())? {
             inner.used[self.tier] += self.bytes;
+            inner.promised[self.tier] = inner.promised[self.tier].saturating_sub(self.bytes);
+            self.bytes = 0;
             inner.unsynced.push(object);
         } else {
             fs::remove_file(&file).map_err(failed("remove", &file))?;
