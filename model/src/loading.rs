@@ -14,8 +14,6 @@ use jiff::Timestamp;
 use crate::desired::{CacheWork, DatasetKey, LoadWork};
 use crate::kinds::dataload::{ClusterLoad, DataLoadStatus, LoadTier};
 use crate::kinds::{CacheLocationStatus, DataLoad, Dataset, OperationPhase, Progress};
-use crate::meta::{Condition, ConditionStatus, set_condition};
-use crate::migration::duration_text;
 use crate::report::{LoadPhase, LoadReport};
 use crate::upkeep::rescan;
 
@@ -51,34 +49,21 @@ pub struct Next {
 #[must_use]
 pub fn step(facts: &Facts<'_>) -> Next {
     let mut status = facts.operation.status.clone().unwrap_or_default();
-    status.observed_generation = facts.operation.metadata.generation;
-    if status.phase.is_final() {
+    status.operation.observed_generation = facts.operation.metadata.generation;
+    if status.operation.phase.is_final() {
         return Next { status, assignments: BTreeMap::new(), rescan: None };
     }
     if facts.operation.spec.cancel || facts.operation.metadata.deletion_timestamp.is_some() {
         return finish(facts, status, OperationPhase::Cancelled, "Cancelled", "stopped; what was loaded by then stays");
     }
-    if status.phase == OperationPhase::Executing { running(facts, status) } else { begin(facts, status) }
+    if status.operation.phase == OperationPhase::Executing { running(facts, status) } else { begin(facts, status) }
 }
 
 fn finish(facts: &Facts<'_>, mut status: DataLoadStatus, phase: OperationPhase, reason: &str, message: &str) -> Next {
-    status.phase = phase;
-    reason.clone_into(&mut status.reason);
-    message.clone_into(&mut status.message);
-    let started = *status.started_time.get_or_insert(facts.now);
-    status.finished_time = Some(facts.now);
-    status.duration = duration_text(facts.now.duration_since(started));
-    status.progress.eta_seconds = None;
-    status.progress.bytes_per_second = rate(status.progress.bytes_done, started, facts.now);
-    let condition = Condition {
-        kind: phase.as_str().to_owned(),
-        status: ConditionStatus::True,
-        observed_generation: status.observed_generation,
-        reason: status.reason.clone(),
-        message: status.message.clone(),
-        last_transition_time: facts.now,
-    };
-    set_condition(&mut status.conditions, condition);
+    let operation = &mut status.operation;
+    operation.finish(phase, reason, message, facts.now);
+    operation.progress.bytes_per_second =
+        rate(operation.progress.bytes_done, operation.started_time.unwrap_or(facts.now), facts.now);
     Next { status, assignments: BTreeMap::new(), rescan: None }
 }
 
@@ -89,7 +74,7 @@ fn rate(bytes: u64, since: Timestamp, now: Timestamp) -> f64 {
 }
 
 fn wait(mut status: DataLoadStatus, message: &str, rescan: Option<String>) -> Next {
-    message.clone_into(&mut status.message);
+    message.clone_into(&mut status.operation.message);
     Next { status, assignments: BTreeMap::new(), rescan }
 }
 
@@ -126,7 +111,7 @@ fn begin(facts: &Facts<'_>, mut status: DataLoadStatus) -> Next {
     }
     if spec.dry_run {
         status.clusters = holders.iter().map(|(cluster, _)| planned(facts, cluster)).collect();
-        status.progress = sum(&status.clusters);
+        status.operation.progress = sum(&status.clusters);
         return finish(facts, status, OperationPhase::Complete, "DryRun", "planned only: nothing was loaded");
     }
     let work = |cache: &CacheWork| LoadWork {
@@ -142,11 +127,11 @@ fn begin(facts: &Facts<'_>, mut status: DataLoadStatus) -> Next {
     };
     let assignments: BTreeMap<String, LoadWork> =
         holders.into_iter().map(|(cluster, cache)| (cluster.clone(), work(cache))).collect();
-    status.phase = OperationPhase::Executing;
-    "Loading".clone_into(&mut status.reason);
-    status.message = format!("in {}", assignments.keys().cloned().collect::<Vec<_>>().join(", "));
-    status.started_time = Some(facts.now);
-    "Unfinished".clone_into(&mut status.duration);
+    status.operation.phase = OperationPhase::Executing;
+    "Loading".clone_into(&mut status.operation.reason);
+    status.operation.message = format!("in {}", assignments.keys().cloned().collect::<Vec<_>>().join(", "));
+    status.operation.started_time = Some(facts.now);
+    "Unfinished".clone_into(&mut status.operation.duration);
     status.clusters = assignments
         .keys()
         .map(|cluster| ClusterLoad {
@@ -221,7 +206,7 @@ fn running(facts: &Facts<'_>, mut status: DataLoadStatus) -> Next {
             }
         }
     }
-    status.progress = sum(&status.clusters);
+    status.operation.progress = sum(&status.clusters);
     let open: Vec<&ClusterLoad> = status.clusters.iter().filter(|load| !load.phase.is_final()).collect();
     let said = |loads: &[&ClusterLoad]| {
         let words = loads.iter().filter(|load| !load.message.is_empty());
@@ -230,7 +215,7 @@ fn running(facts: &Facts<'_>, mut status: DataLoadStatus) -> Next {
     if !open.is_empty() {
         let names: Vec<&str> = open.iter().map(|load| load.cluster.as_str()).collect();
         let problems = said(&open);
-        status.message = if problems.is_empty() { format!("in {}", names.join(", ")) } else { problems };
+        status.operation.message = if problems.is_empty() { format!("in {}", names.join(", ")) } else { problems };
         return Next { status, assignments, rescan: None };
     }
     let all: Vec<&ClusterLoad> = status.clusters.iter().collect();

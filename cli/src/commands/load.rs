@@ -94,8 +94,8 @@ fn wish(namespace: &str, arguments: &Arguments) -> DataLoad {
 }
 
 fn show_plan(status: &DataLoadStatus, form: output::Form) -> Result<()> {
-    if status.phase != OperationPhase::Complete {
-        bail!("it cannot be loaded: {}: {}", status.reason, status.message);
+    if status.operation.phase != OperationPhase::Complete {
+        bail!("it cannot be loaded: {}: {}", status.operation.reason, status.operation.message);
     }
     if form != output::Form::Table {
         return output::value(&serde_json::to_value(&status.clusters).context("writing the plan")?, form);

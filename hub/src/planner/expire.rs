@@ -23,7 +23,7 @@ pub(super) async fn expire(context: &PlannerContext, mirror: &Mirror) -> Result<
         candidate(at, at.value.spec.ttl_seconds_after_finished, finished)
     });
     let loads = mirror.loads.values().map(|at| {
-        let finished = at.value.status.as_ref().and_then(|status| status.finished_time);
+        let finished = at.value.status.as_ref().and_then(|status| status.operation.finished_time);
         candidate(at, at.value.spec.ttl_seconds_after_finished, finished)
     });
     let backups = mirror.backups.values().map(|at| {

@@ -1,16 +1,15 @@
 //! ① DataLoad: brings a dataset, or parts of it, into the caches of clusters that hold it, before anybody reads.
 
-use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::datamigrate::{DatasetRef, OperationPhase, Progress, Shown};
-use super::{DATA_GROUP, VERSION, operation};
+use super::datamigrate::{DatasetRef, OperationPhase, Progress};
+use super::operation::{self, OperationStatus};
+use super::{DATA_GROUP, VERSION};
 use crate::catalog::Row;
 use crate::field::{FieldErrors, Path};
 use crate::manifest::RelativePath;
-use crate::meta::Condition;
 use crate::names::NameRule;
 use crate::resource::{KindInfo, PrinterColumn, Resource, Scope, Writers, metadata_accessors, object};
 
@@ -118,27 +117,11 @@ pub struct ClusterLoad {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DataLoadStatus {
-    pub phase: OperationPhase,
-    /// While Executing: `Loading` or `Cancelling`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub reason: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub message: String,
-    pub observed_generation: i64,
-    /// All clusters together.
-    pub progress: Progress,
+    /// While Executing the reason is `Loading`; the progress is that of all clusters together.
+    #[serde(flatten)]
+    pub operation: OperationStatus,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub clusters: Vec<ClusterLoad>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub started_time: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub finished_time: Option<Timestamp>,
-    /// `Unfinished`, or how long it took, as Fluid's clients read it.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub duration: String,
-    pub conditions: Vec<Condition>,
 }
 
 impl DataLoad {
@@ -153,7 +136,7 @@ impl DataLoad {
     /// The phase, `Pending` if none was written yet.
     #[must_use]
     pub fn phase(&self) -> OperationPhase {
-        self.status.as_ref().map_or(OperationPhase::Pending, |status| status.phase)
+        self.status.as_ref().map_or(OperationPhase::Pending, |status| status.operation.phase)
     }
 
     /// What to load, as paths of a manifest; nothing stands for everything.
@@ -243,16 +226,7 @@ impl Resource for DataLoad {
     fn project(&self) -> Vec<Row> {
         let status = self.status.clone().unwrap_or_default();
         let clusters: Vec<&str> = status.clusters.iter().map(|load| load.cluster.as_str()).collect();
-        let shown = Shown {
-            kind: Self::INFO.kind,
-            dataset: Some(&self.spec.dataset.name),
-            from: "",
-            to: &clusters.join(","),
-            phase: status.phase,
-            progress: &status.progress,
-            times: (status.started_time, status.finished_time),
-            message: &status.message,
-        };
-        vec![shown.row(&self.metadata)]
+        let to = clusters.join(",");
+        vec![status.operation.row(Self::INFO.kind, &self.metadata, &self.spec.dataset.name, "", &to)]
     }
 }

@@ -176,7 +176,7 @@ pub struct Progress {
 
 /// What SQL shows of an operation of any kind.
 pub(super) struct Shown<'a> {
-    pub kind: &'static str,
+    pub kind: &'a str,
     pub dataset: Option<&'a str>,
     pub from: &'a str,
     pub to: &'a str,

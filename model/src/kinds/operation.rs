@@ -1,11 +1,12 @@
-//! ①⑧ What operations have in common: what of them may be changed; of those on backups, their status and how it changes.
+//! ①⑧ What operations have in common: what of them may be changed; of all but migrations, their status and how it
+//! changes.
 
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::datamigrate::{OperationPhase, Progress};
-use crate::catalog::{Cell, Row};
+use super::datamigrate::{OperationPhase, Progress, Shown};
+use crate::catalog::Row;
 use crate::field::{FieldErrors, Path};
 use crate::meta::{Condition, ConditionStatus, ObjectMeta, set_condition};
 use crate::report::Problem;
@@ -99,25 +100,16 @@ impl OperationStatus {
 
     /// The row that SQL shows.
     pub(crate) fn row(&self, kind: &str, metadata: &ObjectMeta, dataset: &str, from: &str, to: &str) -> Row {
-        Row {
-            table: "operations",
-            cells: vec![
-                Cell::text(&metadata.namespace),
-                Cell::text(&metadata.name),
-                Cell::text(kind),
-                Cell::text(dataset),
-                Cell::text(self.phase.as_str()),
-                Cell::text(from),
-                Cell::text(to),
-                Cell::integer(self.progress.bytes_done),
-                Cell::integer(self.progress.bytes_total),
-                Cell::integer(self.progress.files_done),
-                Cell::integer(self.progress.files_total),
-                Cell::Real(self.progress.bytes_per_second),
-                Cell::time(self.started_time),
-                Cell::time(self.finished_time),
-                Cell::text(&self.message),
-            ],
-        }
+        let shown = Shown {
+            kind,
+            dataset: Some(dataset),
+            from,
+            to,
+            phase: self.phase,
+            progress: &self.progress,
+            times: (self.started_time, self.finished_time),
+            message: &self.message,
+        };
+        shown.row(metadata)
     }
 }

@@ -77,7 +77,7 @@ impl World {
 
     fn phase(&mut self) -> (OperationPhase, String) {
         let next = self.step();
-        (next.status.phase, next.status.reason)
+        (next.status.operation.phase, next.status.operation.reason)
     }
 
     fn report(&mut self, cluster: &str, report: LoadReport) {
@@ -95,13 +95,19 @@ fn every_cluster_that_holds_it_loads_it_and_the_load_is_complete_when_all_are() 
     world.report("a", report("r1", LoadPhase::Done, 100));
     world.report("b", report("r1", LoadPhase::Loading, 40));
     let half = world.step();
-    assert_eq!((half.status.phase, half.status.progress.bytes_done), (OperationPhase::Executing, 140));
+    assert_eq!(
+        (half.status.operation.phase, half.status.operation.progress.bytes_done),
+        (OperationPhase::Executing, 140)
+    );
     assert_eq!(half.assignments.len(), 2, "what is done stays assigned, or its report would go");
     world.report("b", report("r1", LoadPhase::Done, 100));
     let done = world.step();
-    assert_eq!((done.status.phase, done.status.progress.bytes_done), (OperationPhase::Complete, 200));
+    assert_eq!(
+        (done.status.operation.phase, done.status.operation.progress.bytes_done),
+        (OperationPhase::Complete, 200)
+    );
     assert!(done.assignments.is_empty());
-    assert_eq!(done.status.conditions[0].kind, "Complete");
+    assert_eq!(done.status.operation.conditions[0].kind, "Complete");
     assert_eq!(world.step().status, done.status, "a final phase never changes");
 }
 
@@ -134,7 +140,7 @@ fn a_new_version_is_loaded_in_place_of_the_old_one_whose_report_does_not_count()
     world.report("a", report("r1", LoadPhase::Done, 100));
     world.report("b", report("r1", LoadPhase::Done, 100));
     let next = world.step();
-    assert_eq!((next.assignments["a"].root.as_str(), next.status.phase), ("r2", OperationPhase::Executing));
+    assert_eq!((next.assignments["a"].root.as_str(), next.status.operation.phase), ("r2", OperationPhase::Executing));
     assert_eq!(world.phase().0, OperationPhase::Executing, "the old report");
     world.report("a", report("r2", LoadPhase::Done, 100));
     assert_eq!(world.phase().0, OperationPhase::Complete);
@@ -149,8 +155,11 @@ fn what_fails_in_one_cluster_fails_the_load_once_the_others_are_done() {
     assert_eq!(world.phase().0, OperationPhase::Executing);
     world.caches.remove("b");
     let next = world.step();
-    assert_eq!((next.status.phase, next.status.reason.as_str()), (OperationPhase::Failed, "NoSpace"));
-    assert_eq!(next.status.message, "a: full; b: the cluster does not hold the dataset any more");
+    assert_eq!(
+        (next.status.operation.phase, next.status.operation.reason.as_str()),
+        (OperationPhase::Failed, "NoSpace")
+    );
+    assert_eq!(next.status.operation.message, "a: full; b: the cluster does not hold the dataset any more");
 }
 
 #[test]
@@ -159,7 +168,7 @@ fn cancelling_withdraws_the_work() {
     world.step();
     world.operation.spec.cancel = true;
     let next = world.step();
-    assert_eq!((next.status.phase, next.assignments.len()), (OperationPhase::Cancelled, 0));
+    assert_eq!((next.status.operation.phase, next.assignments.len()), (OperationPhase::Cancelled, 0));
 }
 
 #[test]
@@ -184,7 +193,10 @@ fn a_dry_run_assigns_nothing_and_says_where() {
     world.operation.spec.dry_run = true;
     let next = world.step();
     assert!(next.assignments.is_empty());
-    assert_eq!((next.status.phase, next.status.reason.as_str()), (OperationPhase::Complete, "DryRun"));
+    assert_eq!(
+        (next.status.operation.phase, next.status.operation.reason.as_str()),
+        (OperationPhase::Complete, "DryRun")
+    );
     assert_eq!(next.status.clusters.iter().map(|load| load.cluster.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     let mut nowhere = world_again();
     nowhere.operation.spec.dry_run = true;
