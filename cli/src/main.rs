@@ -107,6 +107,7 @@ const QUIET_DEMO: &str = "error,openraft=off,fluvial_member_agent::uplink=off";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    fluvial_mount::bound_heaps();
     // The client library logs what its callers are told anyway: a failure is one line. A heartbeat that came late
     // is nothing that anybody could act on.
     let default = if matches!(arguments.command, Command::Demo(_)) {

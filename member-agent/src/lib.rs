@@ -19,6 +19,7 @@
 //! | [`ledger`] | what was asked for and what came of it, on disk before anything else happens | |
 //! | [`blocks`] | moves manifest blocks to and from the hub | |
 //! | [`rates`] | what the transfers may take of links, as leases of the hub | |
+//! | `memory` | divides the memory limit | |
 //! | [`mounts`] | keeps the mount processes running, and answers them | 1 and one for each mount |
 //! | [`reconciler`] | compares the ledger with what runs and starts, stops, cleans up | 1 and one for each work |
 //! | [`platform`] | the machine: node name, cache tiers, room | |
@@ -37,6 +38,7 @@ pub mod identity;
 pub mod join;
 pub mod ledger;
 pub mod listener;
+mod memory;
 pub mod mounts;
 pub mod nodes;
 pub mod platform;
@@ -49,5 +51,6 @@ pub mod uplink;
 
 pub use join::{JoinConfig, Joined, join};
 
+pub use memory::MemoryLimit;
 pub use run::{Agent, AgentConfig, RunningAgent, StartError};
 pub use uplink::UplinkState;

@@ -32,6 +32,7 @@ use crate::dial::Dialler;
 use crate::identity::{self, AgentFile, DataDir};
 use crate::ledger::{self, Ledger};
 use crate::listener::{self, Port, Rules};
+use crate::memory::MemoryLimit;
 use crate::mounts::{self, Mounts};
 use crate::nodes::Nodes;
 use crate::platform::host::{self, TierConfig};
@@ -62,6 +63,8 @@ pub struct AgentConfig {
     pub data_dir: PathBuf,
     /// Most bytes that one writable mount stages; [`STAGING_BYTES`] if not given.
     pub staging_bytes: Option<u64>,
+    /// Most bytes of memory.
+    pub memory: MemoryLimit,
     /// Cache tiers, fastest first; if empty, one SSD tier in the data directory.
     pub tiers: Vec<TierConfig>,
     /// The node's name; if not given, the machine's.
@@ -149,6 +152,7 @@ impl Agent {
     /// See [`StartError`].
     pub async fn start(config: AgentConfig) -> Result<RunningAgent, StartError> {
         let (data_dir, program, mounts_end) = (config.data_dir.clone(), config.program.clone(), config.mounts_end);
+        let memory = config.memory;
         let staging_bytes = config.staging_bytes.unwrap_or(STAGING_BYTES);
         let port = match config.listen {
             Some(listen) => Some(Port::open(listen, config.advertise.clone()).await.map_err(StartError::Listen)?),
@@ -180,12 +184,13 @@ impl Agent {
         let rates = Rates::default();
         let peers = work::Peers {
             dialler: dialler.clone(),
-            relays: Relays::default(),
+            relays: Relays::new(memory.relayed()),
             listens: port.is_some(),
             nodes: nodes.clone(),
             node: node.node.clone(),
             leads,
             rates: rates.clone(),
+            memory,
         };
         let profile = Profile {
             agent: agent.clone(),
@@ -200,7 +205,7 @@ impl Agent {
                 let rules = Rules { cluster: agent.cluster.clone(), leads };
                 let services = Routes::new(RelayServiceServer::new(peers.relays.clone()))
                     .add_service(AgentServiceServer::new(nodes.clone()))
-                    .add_service(ShareServiceServer::new(Shares::new(cache)))
+                    .add_service(ShareServiceServer::new(Shares::new(cache, memory.served())))
                     .prepare()
                     .into_axum_router();
                 let guard = listener::guard(credentials.clone(), trust_domain, &denied);
@@ -240,7 +245,7 @@ impl Agent {
 
 /// Opens everything that is on disk.
 fn open(config: AgentConfig, sharing: watch::Receiver<Vec<Node>>) -> Result<Opened, StartError> {
-    let AgentConfig { data_dir, tiers, node_name, labels, .. } = config;
+    let AgentConfig { data_dir, memory, tiers, node_name, labels, .. } = config;
     let dir = DataDir::open(&data_dir).map_err(StartError::Identity)?;
     let agent = dir.agent().map_err(StartError::Identity)?;
     let agent = agent.ok_or_else(|| StartError::NotJoined { dir: data_dir.display().to_string() })?;
@@ -261,8 +266,14 @@ fn open(config: AgentConfig, sharing: watch::Receiver<Vec<Node>>) -> Result<Open
     let trust_domain = TrustDomain::new(agent.trust_domain.clone()).map_err(StartError::TrustDomain)?;
     let dialler = Dialler::new(credentials.clone(), trust_domain, denied.clone());
     let peers = Some(Arc::new(Sharing::new(&agent.cluster, &node.node, dialler.clone(), sharing)) as Arc<dyn Peers>);
-    let cache =
-        NodeCacheConfig { index: data_dir.join("cache.db"), tiers, node: node.clone(), blocks: blocks.clone(), peers };
+    let cache = NodeCacheConfig {
+        index: data_dir.join("cache.db"),
+        tiers,
+        node: node.clone(),
+        blocks: blocks.clone(),
+        peers,
+        in_flight: memory.in_flight(),
+    };
     let cache = Arc::new(NodeCache::open(cache).map_err(StartError::Engine)?);
     Ok(Opened { dir, agent, credentials, denied, dialler, ledger, blocks, journal, node, cache })
 }

@@ -32,8 +32,6 @@ use crate::dial::Dialler;
 
 /// Bytes of one answer.
 const CHUNK: usize = 1 << 20;
-/// Ranges in memory for other nodes: 8 × 8 MiB. A node that takes nothing any more is gone after the listener's pings.
-const SERVED: usize = 8;
 /// How long the owner may take until the first byte: it may have to fetch 8 MiB from a slow source.
 const FIRST: Duration = Duration::from_secs(15);
 /// And until the next.
@@ -176,10 +174,11 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// From this node's cache.
+    /// From this node's cache, with so many ranges in memory: one whose node takes nothing any more is gone after the
+    /// listener's pings.
     #[must_use]
-    pub fn new(cache: Arc<NodeCache>) -> Self {
-        Self { cache, turns: Arc::new(Semaphore::new(SERVED)) }
+    pub fn new(cache: Arc<NodeCache>, ranges: usize) -> Self {
+        Self { cache, turns: Arc::new(Semaphore::new(ranges)) }
     }
 
     /// Serves a range of a version that this node may be about to be told of.

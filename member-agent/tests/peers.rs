@@ -11,7 +11,7 @@ use fluvial_certs::listen::RunningServer;
 use fluvial_certs::tls::ALPN_H2;
 use fluvial_certs::{Authority, Bundle, Identity, KeyPair, Reloadable, TrustDomain};
 use fluvial_engine::contract::Bed;
-use fluvial_engine::{Contents, Engine, EngineError, Marks, NodeCache, NodeCacheConfig, Peers, Tier};
+use fluvial_engine::{Contents, Engine, EngineError, InFlight, Marks, NodeCache, NodeCacheConfig, Peers, Tier};
 use fluvial_member_agent::denied::Denials;
 use fluvial_member_agent::dial::Dialler;
 use fluvial_member_agent::listener::{self, Port, Rules};
@@ -78,6 +78,7 @@ impl Machine {
             node: NodeUsage { node: self.name.clone(), ..NodeUsage::default() },
             blocks: self.bed.blocks.clone(),
             peers,
+            in_flight: InFlight::default(),
         };
         Arc::new(NodeCache::open(config).unwrap())
     }
@@ -149,7 +150,7 @@ async fn a_node_gives_what_it_owns_to_the_nodes_of_its_cluster_and_to_nobody_els
     let owner = machine(&authority, &node("a", "owner"));
     let cache = owner.cache(None);
     owner.prepare(&cache, true).await;
-    let (server, at) = owner.serve(Shares::new(cache)).await;
+    let (server, at) = owner.serve(Shares::new(cache, 8)).await;
 
     let friend = machine(&authority, &node("a", "friend"));
     let friends = friend.cache(Some(friend.asking(&at)));
@@ -179,7 +180,7 @@ async fn files_without_a_digest_are_given_only_if_both_know_the_same_version() {
     let owner = machine(&authority, &node("a", "owner"));
     let cache = owner.cache(None);
     let theirs = owner.prepare(&cache, false).await;
-    let (server, at) = owner.serve(Shares::new(cache.clone())).await;
+    let (server, at) = owner.serve(Shares::new(cache.clone(), 8)).await;
     // It holds the file open, on its way, so that it knows which version it reads.
     let path = RelativePath::parse(FILE).unwrap();
     let _open = cache.open(&theirs.dataset.uid, theirs.root, &path).await.unwrap();
@@ -213,7 +214,7 @@ async fn a_cache_file_that_was_tampered_with_is_not_given_to_others() {
         let theirs = owner.prepare(&cache, digested).await;
         assert!(read(&cache, &theirs).await.unwrap() == contents());
         flip(&owner.object(), 12_000_000);
-        let (server, at) = owner.serve(Shares::new(cache)).await;
+        let (server, at) = owner.serve(Shares::new(cache, 8)).await;
         let asker = machine(&authority, &node("a", "asker"));
         let askers = asker.cache(Some(asker.asking(&at)));
         let request = asker.prepare(&askers, digested).await;

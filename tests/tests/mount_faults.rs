@@ -20,8 +20,8 @@ use fluvial_tests::wait::wait_for;
 
 /// Kills of one run, unless the environment says how many.
 const KILLS: u64 = 10;
-/// Most memory of an agent: 64 MiB of ranges, the runtime, and a debug build's ample room.
-const AGENT_PEAK: u64 = 256 << 20;
+/// What the agents of the tests of memory are given, and must not exceed.
+const AGENT_PEAK: u64 = 192 << 20;
 /// Most memory of a mount process.
 const MOUNT_PEAK: u64 = 128 << 20;
 
@@ -161,7 +161,17 @@ fn a_cache_that_is_full_or_read_only_fails_no_reader() {
 }
 
 #[test]
-fn memory_does_not_grow_with_the_file_or_the_readers() {
+fn memory_keeps_to_its_limit_however_large_the_file_and_many_the_readers() {
+    memory_of_64_readers("256Mi");
+}
+
+#[test]
+fn memory_keeps_to_its_limit_while_a_file_with_room_fills() {
+    memory_of_64_readers("200Gi");
+}
+
+/// 64 readers of one file of 100 GiB, most of it a hole, with a tier of so many bytes.
+fn memory_of_64_readers(room: &str) {
     let mut federation = Federation::start(1, &[]);
     let source = federation.folder().join("source");
     fs::create_dir(&source).unwrap();
@@ -174,8 +184,9 @@ fn memory_does_not_grow_with_the_file_or_the_readers() {
         file.write_all_at(&mark.to_le_bytes(), *mark).unwrap();
     }
     drop(file);
-    let tier = format!("SSD={}:256Mi", federation.folder().join("tier").display());
-    federation.member_arguments = vec!["--tier".to_owned(), tier];
+    let tier = format!("SSD={}:{room}", federation.folder().join("tier").display());
+    federation.member_arguments =
+        ["--tier", &tier, "--memory", &format!("{}Mi", AGENT_PEAK >> 20)].map(str::to_owned).into();
     federation.add_member("m");
     federation.api.path_dataset("set", &source);
     let mount = Mounted::new(&federation.api, "set", federation.folder().join("mount"));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow};
 use clap::Subcommand;
 use fluvial_member_agent::platform::host::{Marks, TierConfig};
-use fluvial_member_agent::{Agent, AgentConfig, JoinConfig, UplinkState};
+use fluvial_member_agent::{Agent, AgentConfig, JoinConfig, MemoryLimit, UplinkState};
 use secrecy::SecretString;
 
 use super::until_told_to_stop;
@@ -39,6 +39,10 @@ pub(crate) enum Command {
         /// Most bytes that one writable mount stages on this machine until they are at the home, such as 50Gi.
         #[arg(long, value_name = "BYTES", value_parser = staging, default_value = "10Gi")]
         staging: u64,
+        /// Most memory of the agent, such as 1Gi; 192Mi at least. Mount processes, and backups while they run, are not
+        /// in it.
+        #[arg(long, value_name = "BYTES", value_parser = memory, default_value = "640Mi")]
+        memory: MemoryLimit,
         /// The node's name; the machine's if not given.
         #[arg(long)]
         node_name: Option<String>,
@@ -97,6 +101,11 @@ fn staging(text: &str) -> Result<u64, String> {
     bytes(text).ok_or_else(|| format!("\"{text}\" is no number of bytes: write 1048576, 512Mi or 20Gi"))
 }
 
+pub(super) fn memory(text: &str) -> Result<MemoryLimit, String> {
+    let bytes = staging(text)?;
+    MemoryLimit::new(bytes).ok_or_else(|| format!("\"{text}\" is too little memory: an agent needs 192Mi at least"))
+}
+
 pub(super) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -113,9 +122,9 @@ pub(crate) async fn run(command: Command) -> Result<()> {
             eprintln!("cluster \"{}\" has joined; start it: fluvial member run --data-dir {shown}", joined.cluster);
             Ok(())
         }
-        Command::Run { data_dir, tiers, staging, node_name, node_labels, listen, advertise } => {
+        Command::Run { data_dir, tiers, staging, memory, node_name, node_labels, listen, advertise } => {
             let (labels, staging_bytes) = (node_labels.into_iter().collect(), Some(staging));
-            let rest = AgentConfig::default();
+            let rest = AgentConfig { memory, ..AgentConfig::default() };
             serve(AgentConfig { data_dir, tiers, staging_bytes, node_name, labels, listen, advertise, ..rest }).await
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Subcommand;
 use fluvial_member_agent::platform::host::TierConfig;
-use fluvial_member_agent::{AgentConfig, JoinConfig};
+use fluvial_member_agent::{AgentConfig, JoinConfig, MemoryLimit};
 use fluvial_model::kinds::Cluster;
 use fluvial_model::resource::Resource as _;
 use http::Method;
@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use serde_json::json;
 
-use super::member::{label, serve, tier};
+use super::member::{label, memory, serve, tier};
 use crate::client::{self, MERGE_PATCH};
 use crate::kinds::in_path;
 use crate::{objects, output};
@@ -47,6 +47,9 @@ pub(crate) enum Command {
         /// directory if not given.
         #[arg(long = "tier", value_name = "MEDIUM=DIR[:BYTES[:HIGH-LOW]]", value_parser = tier)]
         tiers: Vec<TierConfig>,
+        /// Most memory of the agent, such as 1Gi; 192Mi at least.
+        #[arg(long, value_name = "BYTES", value_parser = memory, default_value = "640Mi")]
+        memory: MemoryLimit,
         /// A label of the node, such as topology.kubernetes.io/zone=a.
         #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = label)]
         node_labels: Vec<(String, String)>,
@@ -83,9 +86,9 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
             Ok(())
         }
         Command::Remove { cluster, node } => remove(kubeconfig, &cluster, &node).await,
-        Command::Run { data_dir, tiers, node_labels, listen, advertise } => {
+        Command::Run { data_dir, tiers, memory, node_labels, listen, advertise } => {
             let labels = node_labels.into_iter().collect();
-            serve(AgentConfig { data_dir, tiers, labels, listen, advertise, ..AgentConfig::default() }).await
+            serve(AgentConfig { data_dir, tiers, memory, labels, listen, advertise, ..AgentConfig::default() }).await
         }
     }
 }

@@ -40,6 +40,8 @@ pub struct Restore {
     pub target: Location,
     /// Parts under way at once.
     pub streams: usize,
+    /// As [`CopyJob::memory`].
+    pub memory: Option<u64>,
 }
 
 /// What was restored.
@@ -68,6 +70,7 @@ pub async fn restore(job: Restore, ctx: CopyContext) -> Result<Restored, BackupE
     let mut copy = CopyJob::new(job.id, vec![source], job.target.clone());
     copy.source_root = opened.root;
     copy.streams = job.streams;
+    copy.memory = job.memory;
     let target = job.target.open_target()?;
     let mount = OpenMount { path: RelativePath::root(), place: Arc::new(opened.place) };
     let copied = Box::pin(copy_between(copy, ctx, vec![mount], target)).await;

@@ -18,4 +18,4 @@ pub use engine::{
     CacheRequest, Contents, Engine, EngineError, Filling, Loaded, OpenFile, Through, WarmRequest, Warmed,
 };
 pub use nodecache::share::{FromPeer, Peers, SharedRange};
-pub use nodecache::{Marks, NodeCache, NodeCacheConfig, Tier};
+pub use nodecache::{InFlight, Marks, NodeCache, NodeCacheConfig, PART_BYTES, PIECE_BYTES, RANGE_BYTES, Tier};

@@ -63,8 +63,26 @@ pub const PARALLEL_RANGES: usize = 8;
 pub const RANGE_BYTES: u64 = 8 << 20;
 /// The bytes that are fetched for one byte: what is there is noted in parts of this size.
 pub const PART_BYTES: u64 = 1 << 20;
-/// Parts that are fetched at a time, by all datasets and readers together: 64 MiB are in memory.
-pub const PARTS_IN_FLIGHT: u32 = 64;
+/// Bytes of a piece of a file that has no room, read ahead into memory.
+pub const PIECE_BYTES: u64 = through::PIECE;
+
+/// How much is in memory at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InFlight {
+    /// Parts that are fetched from sources, by all datasets and readers together; no fewer than a range has.
+    pub parts: u32,
+    /// Ranges that are asked of other nodes.
+    pub asked: usize,
+    /// Pieces of files that have no room.
+    pub pieces: usize,
+}
+
+impl Default for InFlight {
+    /// 64 MiB each.
+    fn default() -> Self {
+        Self { parts: 64, asked: 8, pieces: 16 }
+    }
+}
 
 /// A directory for cached files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +136,8 @@ pub struct NodeCacheConfig {
     pub blocks: BlockStore,
     /// The other nodes of the cluster, if caches are shared.
     pub peers: Option<Arc<dyn Peers>>,
+    /// How much is in memory at a time.
+    pub in_flight: InFlight,
 }
 
 /// The engine. Clones are one engine.
@@ -130,11 +150,12 @@ struct Shared {
     node: NodeUsage,
     blocks: BlockStore,
     store: Arc<Store>,
-    /// Parts that may be in memory.
-    ranges: Semaphore,
+    /// Parts that may be in memory, and how many these are.
+    ranges: Arc<Semaphore>,
+    parts: u32,
     peers: Option<Arc<dyn Peers>>,
     /// Ranges that are asked of other nodes at a time: what waits for them must not keep others from the source.
-    asked: Semaphore,
+    asked: Arc<Semaphore>,
     proofs: Proofs,
     /// Pieces of files without room.
     pieces: Arc<Semaphore>,
@@ -144,8 +165,9 @@ struct Shared {
     stopped: watch::Sender<bool>,
     upkeep: Upkeep,
     orders: replay::Orders,
-    /// Parts that replays may have in flight.
+    /// Parts that replays may have in flight, and how many these are.
     replays: Semaphore,
+    replayed: u32,
     /// Files that were opened and that nobody had begun to fetch.
     misses: AtomicU64,
 }
@@ -157,23 +179,27 @@ impl NodeCache {
     /// # Errors
     /// When a directory or the index cannot be used.
     pub fn open(config: NodeCacheConfig) -> Result<Self, EngineError> {
-        let NodeCacheConfig { index, tiers, node, blocks, peers } = config;
+        let NodeCacheConfig { index, tiers, node, blocks, peers, in_flight } = config;
+        let parts = in_flight.parts.max(u32::try_from(RANGE_BYTES / PART_BYTES).unwrap_or(u32::MAX));
+        let replayed = replay::PARTS.min(parts / 4);
         let store = Store::open(&index, tiers)?;
         let shared = Shared {
             node,
             blocks,
             store,
-            ranges: Semaphore::new(PARTS_IN_FLIGHT as usize),
+            ranges: Arc::new(Semaphore::new(parts as usize)),
+            parts,
             peers,
-            asked: Semaphore::new(PARALLEL_RANGES),
+            asked: Arc::new(Semaphore::new(in_flight.asked.max(1))),
             proofs: Proofs::default(),
-            pieces: Arc::new(Semaphore::new(through::PIECES_OF_ALL)),
+            pieces: Arc::new(Semaphore::new(in_flight.pieces.max(1))),
             partials: Partials::default(),
             mounts: Mutex::default(),
             stopped: watch::Sender::new(false),
             upkeep: Upkeep::default(),
             orders: replay::Orders::default(),
-            replays: Semaphore::new(replay::PARTS),
+            replays: Semaphore::new(replayed as usize),
+            replayed,
             misses: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })

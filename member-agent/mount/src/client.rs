@@ -25,9 +25,11 @@ use crate::wire::{self, Failure, FromAgent, FromMount, OpenInode, OpenedAs, Rece
 const AGENT_PATIENCE: Duration = Duration::from_secs(300);
 /// What is known to be there is noted in parts of this size.
 const PART_BYTES: u64 = 1 << 20;
-/// The first piece that is fetched ahead of a sequential reader.
+/// The first piece that is fetched ahead of a sequential reader; …
 const AHEAD_FIRST: u64 = 4 << 20;
-/// The largest.
+/// … each next one is so many times as large, …
+const AHEAD_GROWS: u64 = 4;
+/// … up to the largest: all ranges of a file at a time.
 const AHEAD_MOST: u64 = 64 << 20;
 /// A jump that still counts as reading on.
 const AHEAD_GAP: u64 = 4 << 20;
@@ -228,7 +230,7 @@ impl Ahead {
         }
         let to = from.saturating_add(self.piece).min(size);
         self.asked = to;
-        self.piece = (self.piece * 2).min(AHEAD_MOST);
+        self.piece = (self.piece * AHEAD_GROWS).min(AHEAD_MOST);
         Some((from, to))
     }
 }
@@ -457,7 +459,7 @@ mod tests {
         for at in 0..100 {
             asked.extend(ahead.step(at * MIB, (at + 1) * MIB, size));
         }
-        assert_eq!(asked[..3], [(MIB, 5 * MIB), (5 * MIB, 13 * MIB), (13 * MIB, 29 * MIB)]);
+        assert_eq!(asked[..3], [(MIB, 5 * MIB), (5 * MIB, 21 * MIB), (21 * MIB, 85 * MIB)]);
         assert!(asked.windows(2).all(|pair| pair[0].1 == pair[1].0), "without gaps: {asked:?}");
         assert!(asked.iter().all(|(from, to)| to - from <= AHEAD_MOST));
     }

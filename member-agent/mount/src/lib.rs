@@ -37,3 +37,4 @@ pub mod wire;
 pub mod write;
 
 pub use process::ProcessError;
+pub use raw::bound_heaps;

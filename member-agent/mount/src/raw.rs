@@ -1,4 +1,4 @@
-//! The two calls that no type can vouch for. Everything else of the crate is safe code.
+//! The calls that no type can vouch for. Everything else of the workspace is safe code.
 #![allow(unsafe_code, reason = "see each call")]
 
 use std::fs::File;
@@ -23,4 +23,17 @@ pub(crate) fn inherit(reply: &ReplyOpen, number: u32) -> BackingId {
     // SAFETY: the number was given by the kernel on this session's device, and announced before it was used; its process
     // is dead, and the table of inherited numbers gives each of them out once.
     unsafe { reply.wrap_backing(number) }
+}
+
+/// Has the allocator keep as many heaps as the machine has processors, instead of eight times as many: buffers of some MiB
+/// are freed by other threads than they came from, and each heap keeps what it had at its peak. To be called before
+/// threads are started. A backup to S3 took 310 MiB instead of 520 on two processors, and no longer.
+pub fn bound_heaps() {
+    #[cfg(target_env = "gnu")]
+    {
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2);
+        let heaps = nix::libc::c_int::try_from(processors).unwrap_or(nix::libc::c_int::MAX);
+        // SAFETY: the call sets a number of the allocator under its own lock. If it refuses, all is as before.
+        unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, heaps) };
+    }
 }

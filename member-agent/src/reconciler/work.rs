@@ -36,6 +36,7 @@ use super::report::{self, Trouble};
 use crate::blocks::{self, HubLink};
 use crate::dial::Dialler;
 use crate::ledger::{Assignment, Ledger, Secrets};
+use crate::memory::{COPIES, MemoryLimit};
 use crate::mounts::{self, MountWish, Mounts};
 use crate::nodes::Nodes;
 use crate::rates::Rates;
@@ -43,8 +44,6 @@ use crate::relay::{RelayPlace, Relays};
 
 /// Scans at a time: each is a listing with its database and a few connections.
 const SCANS: usize = 4;
-/// Copies at a time: each holds up to 64 MiB of data in flight.
-const COPIES: usize = 2;
 /// Cache fills at a time; the engine bounds their memory together.
 const LOADS: usize = 4;
 /// The first pause before another attempt.
@@ -72,6 +71,8 @@ pub struct Peers {
     pub leads: bool,
     /// What it may take of the ways to other clusters.
     pub rates: Rates,
+    /// What it may have in memory.
+    pub memory: MemoryLimit,
 }
 
 /// What the tasks work with.
@@ -462,6 +463,7 @@ impl Works {
             MigrateVerify::Checksum => Verify::Checksum,
             MigrateVerify::ReadBack => Verify::ReadBack,
         };
+        job.memory = Some(self.peers.memory.of_a_copy());
         if work.streams > 0 {
             job.streams = usize::try_from(work.streams).unwrap_or(usize::MAX);
         }

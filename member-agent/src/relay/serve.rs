@@ -20,13 +20,12 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status};
 
 use super::to_wire;
+use crate::memory::MemoryLimit;
 
 /// Bytes of one answer of a read.
 const CHUNK: u64 = 1 << 20;
 /// Entries of one answer of a listing, of some 200 bytes each.
 const PAGE: usize = 1000;
-/// Chunks that are read from disk or store at a time, for all peers together: 32 MiB.
-const READS: usize = 32;
 
 /// What is served for one migration.
 struct Serving {
@@ -44,7 +43,7 @@ pub struct Relays {
 
 impl Default for Relays {
     fn default() -> Self {
-        Self { serving: Arc::default(), reads: Arc::new(Semaphore::new(READS)) }
+        Self::new(MemoryLimit::default().relayed())
     }
 }
 
@@ -66,6 +65,12 @@ impl Drop for Served {
 }
 
 impl Relays {
+    /// With so many chunks that are read from disk or store at a time, for all peers together.
+    #[must_use]
+    pub fn new(chunks: usize) -> Self {
+        Self { serving: Arc::default(), reads: Arc::new(Semaphore::new(chunks)) }
+    }
+
     fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<Serving>>> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -32,7 +32,7 @@ use crate::place::{Place, TargetState};
 use crate::{BlockStore, Journal, TransferError, scan};
 
 /// The default of [`CopyJob::streams`].
-pub const DEFAULT_STREAMS: usize = 8;
+pub const DEFAULT_STREAMS: usize = 16;
 /// The default of [`CopyJob::part_size`].
 pub const DEFAULT_PART_SIZE: u64 = 8 << 20;
 /// Most streams of a job: connections of one agent to one server.
@@ -61,8 +61,10 @@ pub struct CopyJob {
     pub source_root: Option<Root>,
     /// The directory or prefix of the new copy, owned by this job.
     pub target: Location,
-    /// How many parts are under way at once.
+    /// How many parts are under way at once, as far as memory allows.
     pub streams: usize,
+    /// Most bytes in memory, but one part always; if not given, a part for each stream.
+    pub memory: Option<u64>,
     /// Bytes of a part: a power of two. Files with too many parts for the target get larger ones.
     pub part_size: u64,
     /// How the copy is verified.
@@ -79,6 +81,7 @@ impl CopyJob {
             source_root: None,
             target,
             streams: DEFAULT_STREAMS,
+            memory: None,
             part_size: DEFAULT_PART_SIZE,
             verify: Verify::default(),
         }

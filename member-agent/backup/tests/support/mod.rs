@@ -90,6 +90,7 @@ impl Bench {
             paths: paths.iter().map(|path| RelativePath::parse(path).unwrap()).collect(),
             target: Location::new(format!("file://{}", self.path(id).display())),
             streams: 4,
+            memory: None,
         }
     }
 

@@ -22,7 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fluvial_model::manifest::Digest;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::fill::Origin;
 use super::index::Unfinished;
@@ -313,13 +313,17 @@ impl Partial {
         let Some(shared) = self.shared.upgrade() else { return Err(EngineError::Stopped { op: "load" }) };
         let start = claim.parts.start as u64 * PART_BYTES;
         let end = (claim.parts.end as u64 * PART_BYTES).min(self.origin.file.bytes);
-        let mut whole = None;
+        // Until the bytes are on their way to the disk, and, of a file that is hashed from memory, until it is.
+        let (mut whole, mut turn) = (None, None);
         if end > start {
             let given = if source_only { None } else { self.ask(&shared, start, end - start).await };
             let (data, giver) = match given {
-                Some(FromPeer { node, data }) => (data, Some(node)),
+                Some((FromPeer { node, data }, asked)) => {
+                    turn = Some(asked);
+                    (data, Some(node))
+                }
                 None => {
-                    let _turn = shared.turn(end - start).await?;
+                    turn = Some(shared.turn(end - start).await?);
                     (self.origin.read(start, end - start).await?, None)
                 }
             };
@@ -328,11 +332,11 @@ impl Partial {
             }
             let written = data.clone();
             let write = move || match claim.partial.file.write_all_at(&written, start) {
-                Ok(()) => Ok(claim),
+                Ok(()) => Ok((claim, turn)),
                 Err(error) => Err(claim.partial.refused(&error)),
             };
-            claim = match blocking("write", write).await {
-                Ok(claim) => claim,
+            (claim, turn) = match blocking("write", write).await {
+                Ok(written) => written,
                 Err(error) => return Err(self.give_up(&shared, error)),
             };
             self.note(start, &data, giver, source_only || shared.is_shared());
@@ -343,7 +347,10 @@ impl Partial {
         }
         // Goes on by itself when nobody waits: a reader of a part does not.
         let partial = self.clone();
-        let finishing = blocking("keep file", move || partial.finish(&shared, whole));
+        let finishing = blocking("keep file", move || {
+            let _turn = turn;
+            partial.finish(&shared, whole)
+        });
         let finishing = tokio::spawn(finishing);
         if wanted.len() < self.parts().parts.len() {
             return Ok(());
@@ -356,16 +363,16 @@ impl Partial {
     }
 
     /// A range from the node that owns it, if that is another one and it can be believed.
-    async fn ask(&self, shared: &Shared, start: u64, length: u64) -> Option<FromPeer> {
+    async fn ask(&self, shared: &Shared, start: u64, length: u64) -> Option<(FromPeer, OwnedSemaphorePermit)> {
         let peers = shared.peers.as_ref()?;
         if self.parts().from.source_only {
             return None;
         }
         let range = self.origin.shared(start, length)?;
-        let _turn = shared.asked.acquire().await.ok()?;
+        let turn = shared.asked.clone().acquire_owned().await.ok()?;
         let given = peers.read(&range).await?;
         if given.data.len() as u64 == length {
-            return Some(given);
+            return Some((given, turn));
         }
         tracing::warn!(node = given.node, path = self.origin.file.path, "a node gave too few bytes");
         peers.distrust(&given.node);

@@ -1,6 +1,7 @@
 //! The recorded order, replayed: whoever opens a file of it has the files behind it fetched, as they were read before.
 //!
-//! It stays behind demand: it has [`PARTS`] of the parts that may be in flight, and takes free room only: nothing is given up for it.
+//! It stays behind demand: it has [`PARTS`] of the parts that may be in flight, a quarter at most, and takes free room only:
+//! nothing is given up for it.
 //! Orders are written by the upkeep, outlive their dataset's cache, and are dropped, the oldest first, when there are too many.
 
 use std::collections::HashMap;
@@ -20,8 +21,8 @@ use crate::engine::EngineError;
 const WINDOW: usize = 32;
 /// Files that are fetched at a time.
 const FILES_AT_ONCE: usize = 8;
-/// Parts that all replays together may have in flight.
-pub(super) const PARTS: usize = 16;
+/// Parts that all replays together may have in flight, at most.
+pub(super) const PARTS: u32 = 16;
 
 /// The orders of prepared datasets, by uid.
 #[derive(Default)]
@@ -134,7 +135,7 @@ async fn one(shared: &Arc<Shared>, uid: &str, access: &Access) -> Result<(), Eng
         let mut at = u64::from(*from) * PART_BYTES;
         let end = (u64::from(*to) * PART_BYTES).min(size);
         while at < end {
-            let length = (end - at).min(PARTS as u64 / 2 * PART_BYTES);
+            let length = (end - at).min(u64::from(shared.replayed / 2).max(1) * PART_BYTES);
             let parts = u32::try_from(length.div_ceil(PART_BYTES)).unwrap_or(1);
             let turn = shared.replays.acquire_many(parts).await;
             let _turn = turn.map_err(|_| EngineError::Stopped { op: "replay" })?;

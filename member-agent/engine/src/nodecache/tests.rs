@@ -37,6 +37,7 @@ fn open_among(
         node: NodeUsage { node: "node-1".to_owned(), ..NodeUsage::default() },
         blocks: blocks.clone(),
         peers,
+        in_flight: InFlight::default(),
     };
     NodeCache::open(config).unwrap()
 }

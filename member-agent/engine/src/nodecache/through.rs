@@ -1,8 +1,8 @@
 //! Files without room: read from their source, ahead of who reads on.
 //!
 //! A reader who goes on in a file is served from pieces of [`PIECE`] in memory: those that he is in, and [`AHEAD`] behind them. A
-//! piece goes when all of it was read, or when there are [`PIECES`] of the file, 32 MiB. All files together have
-//! [`PIECES_OF_ALL`], 64 MiB; who finds none left, or jumps, has each read go to the source as it is.
+//! piece goes when all of it was read, or when there are [`PIECES`] of the file, 32 MiB. All files together have as many as
+//! [`super::InFlight`] says; who finds none left, or jumps, has each read go to the source as it is.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,13 +16,11 @@ use super::{PART_BYTES, Shared};
 use crate::engine::{EngineError, Through};
 
 /// Bytes of a piece.
-const PIECE: u64 = 4 << 20;
+pub(super) const PIECE: u64 = 4 << 20;
 /// Pieces that are fetched behind the one that is read.
 const AHEAD: u64 = 3;
 /// Pieces of one file.
 const PIECES: usize = 8;
-/// Pieces of all files.
-pub(super) const PIECES_OF_ALL: usize = 16;
 /// A jump that still counts as reading on: the kernel keeps up to 64 reads of 1 MiB under way, in any order.
 const NEAR: u64 = 64 << 20;
 /// Reads in a row until it is read ahead.
@@ -152,8 +150,8 @@ impl Through for Direct {
 impl Shared {
     /// Waits until so many more bytes may be in memory. Bytes count by parts, so that many small files are on their way at a
     /// time, or a few large ranges.
-    pub(super) async fn turn(&self, bytes: u64) -> Result<tokio::sync::SemaphorePermit<'_>, EngineError> {
-        let parts = u32::try_from(bytes.div_ceil(PART_BYTES)).unwrap_or(u32::MAX).clamp(1, super::PARTS_IN_FLIGHT);
-        self.ranges.acquire_many(parts).await.map_err(|_| EngineError::Stopped { op: "read" })
+    pub(super) async fn turn(&self, bytes: u64) -> Result<OwnedSemaphorePermit, EngineError> {
+        let parts = u32::try_from(bytes.div_ceil(PART_BYTES)).unwrap_or(u32::MAX).clamp(1, self.parts);
+        self.ranges.clone().acquire_many_owned(parts).await.map_err(|_| EngineError::Stopped { op: "read" })
     }
 }

@@ -129,6 +129,7 @@ impl Works {
             paths: work.paths.iter().map(|path| locate::path(path)).collect::<Result<_, _>>()?,
             target: locate::location(&work.copy.target, secrets)?,
             streams: usize::try_from(work.copy.streams.max(1)).unwrap_or(usize::MAX),
+            memory: Some(self.peers.memory.of_a_copy()),
         };
         let progress = watch::Sender::new(Progress::default());
         let news = progress.subscribe();

@@ -22,7 +22,7 @@ use crate::place::{Detail, Place};
 const ROUNDS: usize = 3;
 /// Small files under way for each stream: they wait for round trips and syncs, not for bandwidth. Memory permits bound
 /// their bytes.
-const FILES_PER_STREAM: usize = 8;
+const FILES_PER_STREAM: usize = 4;
 /// Paths that an error names at most.
 pub(super) const NAMED_PATHS: usize = 100;
 
@@ -177,7 +177,9 @@ impl Round {
         at_target: Listing,
         recorder: Recorder,
     ) -> Result<Vec<RelativePath>, TransferError> {
-        let units = (self.job.streams as u64 * self.job.part_size).div_ceil(MEMORY_UNIT);
+        let memory = (self.job.streams as u64).saturating_mul(self.job.part_size);
+        let memory = self.job.memory.map_or(memory, |most| memory.min(most.max(self.job.part_size)));
+        let units = memory.div_ceil(MEMORY_UNIT);
         let units = u32::try_from(units).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS.min(u32::MAX as usize) as u32);
         let shared = Arc::new(Shared {
             job: self.job.id.clone(),

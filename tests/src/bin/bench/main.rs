@@ -28,7 +28,7 @@ mod side;
 mod transfer;
 mod watchers;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use figures::Report;
@@ -68,8 +68,13 @@ enum Area {
     CopyOnce(copy_once::Arguments),
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
+    // As the agent does.
+    fluvial_mount::bound_heaps();
+    tokio::runtime::Runtime::new().context("starting the runtime")?.block_on(run())
+}
+
+async fn run() -> Result<()> {
     let Arguments { area, size } = Arguments::parse();
     let mut report = Report::default();
     let area = async {
