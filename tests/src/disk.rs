@@ -82,9 +82,38 @@ impl Disk {
     pub fn start_again(&self) {
         wait_for(UNMOUNT_DEADLINE, "nobody to use the disk", || {
             let output = Command::new("umount").arg(&self.directory).output().expect("umount runs");
-            if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(format!("{} {}", String::from_utf8_lossy(&output.stderr), self.use_of()))
+            }
         });
         self.mount();
+    }
+
+    /// What takes room on it: its folders, and files that processes have open though they have no name any more.
+    pub fn use_of(&self) -> String {
+        let du = Command::new("du").args(["-m", "--max-depth=2"]).arg(&self.directory).output().expect("du runs");
+        let mut text = format!("{} MiB free\n{}", self.free_mib(), String::from_utf8_lossy(&du.stdout));
+        for process in std::fs::read_dir("/proc").expect("processes can be listed").flatten() {
+            let Ok(files) = std::fs::read_dir(process.path().join("fd")) else { continue };
+            let targets = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+            let ours: Vec<PathBuf> = targets.filter(|target| target.starts_with(&self.directory)).collect();
+            let nameless = ours.iter().filter(|target| target.to_string_lossy().ends_with("(deleted)")).count();
+            if !ours.is_empty() {
+                let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+                let command = String::from_utf8_lossy(&command).replace('\0', " ");
+                let number = process.file_name();
+                text += &format!("{number:?} has {} open, {nameless} of them without a name: {command}\n", ours.len());
+            }
+        }
+        text
+    }
+
+    /// MiB that can be written.
+    fn free_mib(&self) -> u64 {
+        let found = nix::sys::statvfs::statvfs(&self.directory).expect("the disk is mounted");
+        (found.blocks_available() * found.fragment_size()) >> 20
     }
 
     /// Its directory as text.

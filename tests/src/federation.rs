@@ -15,6 +15,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::bed::{bed_bin, fluvial_bin, free_port};
+use crate::disk::Disk;
+use crate::network::Network;
 use crate::wait::wait_for;
 
 /// How long an election, a start, a join or a small operation may take on a busy machine.
@@ -47,7 +49,6 @@ pub struct Up {
 /// Hubs and members, each a process.
 #[derive(Debug)]
 pub struct Federation {
-    folder: TempDir,
     /// Running hubs by number, from 1.
     hubs: BTreeMap<usize, Process>,
     members: BTreeMap<String, Process>,
@@ -60,6 +61,12 @@ pub struct Federation {
     /// `https://HOST:PORT` of each hub.
     pub urls: Vec<String>,
     pub api: Api,
+    /// What the hubs keep everything on, if each has a disk of its own.
+    pub disks: Vec<Disk>,
+    /// Where the hubs are, if each is on a machine of its own.
+    pub network: Option<Network>,
+    /// Goes last: disks are in it.
+    folder: TempDir,
 }
 
 impl Process {
@@ -245,7 +252,35 @@ impl Federation {
     #[track_caller]
     pub fn start_with(hubs: usize, members: &[&str], hub_arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        Self::start_on((folder, Vec::new(), None), hubs, members, hub_arguments)
+    }
+
+    /// So many hubs, each on a machine and a disk of its own.
+    #[track_caller]
+    pub fn start_on_disks(hubs: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = |number: usize, what: &str| folder.path().join(format!("{what}-{number}"));
+        let disks = (1..=hubs).map(|hub| Disk::new(path(hub, "image"), path(hub, "disk"), 128)).collect();
+        Self::start_on((folder, disks, Some(Network::new(hubs))), hubs, &[], &[])
+    }
+
+    /// So many hubs, each on a machine of its own.
+    #[track_caller]
+    pub fn start_apart(hubs: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        Self::start_on((folder, Vec::new(), Some(Network::new(hubs))), hubs, &[], &[])
+    }
+
+    #[track_caller]
+    fn start_on(
+        (folder, disks, network): (TempDir, Vec<Disk>, Option<Network>),
+        hubs: usize,
+        members: &[&str],
+        hub_arguments: &[&str],
+    ) -> Self {
         let mut federation = Self {
+            disks,
+            network,
             api: Api { kubeconfig: folder.path().join("kubeconfig") },
             folder,
             hubs: BTreeMap::new(),
@@ -280,7 +315,10 @@ impl Federation {
     }
 
     fn make_hub(&mut self, number: usize) {
-        let listen = format!("127.0.0.1:{}", free_port());
+        let listen = match &self.network {
+            Some(network) => format!("{}:7461", network.address(number)),
+            None => format!("127.0.0.1:{}", free_port()),
+        };
         let data_dir = self.hub_dir(number);
         let data_dir = data_dir.to_str().expect("a UTF-8 path");
         if number == 1 {
@@ -339,7 +377,10 @@ impl Federation {
     }
 
     pub fn run_hub(&mut self, number: usize) {
-        let mut command = Command::new(fluvial_bin());
+        let mut command = match &self.network {
+            Some(network) => network.command(number, fluvial_bin()),
+            None => Command::new(fluvial_bin()),
+        };
         command.args(["hub", "run", "--data-dir"]).arg(self.hub_dir(number)).args(&self.hub_arguments);
         let process = Process::start(&mut command, &self.folder.path().join(format!("hub-{number}.log")));
         self.hubs.insert(number, process);
@@ -348,6 +389,11 @@ impl Federation {
     /// SIGKILL.
     pub fn kill_hub(&mut self, number: usize) {
         self.hubs.remove(&number).expect("it runs").kill();
+    }
+
+    /// The process of a hub.
+    pub fn hub_process(&self, number: usize) -> u32 {
+        self.hubs[&number].id()
     }
 
     pub fn run_member(&mut self, name: &str) {
@@ -408,7 +454,8 @@ impl Federation {
     }
 
     pub fn hub_dir(&self, number: usize) -> PathBuf {
-        self.folder.path().join(format!("hub-{number}"))
+        let disk = self.disks.get(number - 1).map(|disk| disk.directory.as_path());
+        disk.unwrap_or(self.folder.path()).join(format!("hub-{number}"))
     }
 
     pub fn member_dir(&self, name: &str) -> PathBuf {

@@ -7,13 +7,18 @@
 #![allow(clippy::panic, reason = "a helper of tests reports by panicking")]
 
 pub mod bed;
+pub mod clients;
+pub mod connection;
 pub mod disk;
 pub mod federation;
 pub mod hdfs;
+pub mod history;
 pub mod minio;
 pub mod mount;
+pub mod network;
 pub mod promise;
 pub mod proxy;
+pub mod random;
 pub mod reference;
 pub mod steps;
 pub mod tree;

@@ -8,13 +8,14 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use fluvial_tests::disk::Disk;
 use fluvial_tests::federation::{DEADLINE, Federation, Up};
 use fluvial_tests::minio::Minio;
 use fluvial_tests::mount::{Mounted, kill, mount_processes, peak};
 use fluvial_tests::proxy::{Fault, Plan, Proxy};
+use fluvial_tests::random::{Random, number, seed};
 use fluvial_tests::tree;
 use fluvial_tests::wait::wait_for;
 
@@ -24,24 +25,6 @@ const KILLS: u64 = 10;
 const AGENT_PEAK: u64 = 192 << 20;
 /// Most memory of a mount process.
 const MOUNT_PEAK: u64 = 128 << 20;
-
-/// A small generator; its seed is printed, and may be given.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
 
 #[test]
 fn readers_do_not_notice_a_source_that_fails_now_and_then() {
@@ -241,8 +224,7 @@ fn verify_for_ever(directory: &Path, files: &[Vec<u8>], seed: u64, stop: &Atomic
 #[test]
 fn whatever_dies_and_whenever_no_reader_sees_a_wrong_byte() {
     let kills = number("FLUVIAL_KILLS").unwrap_or(KILLS);
-    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
-    let seed = number("FLUVIAL_SEED").unwrap_or(u64::from(clock));
+    let seed = seed();
     println!(
         "seed {seed}: FLUVIAL_SEED={seed} FLUVIAL_KILLS={kills} cargo nextest run --test mount_faults whatever_dies"
     );
@@ -301,7 +283,8 @@ fn whatever_dies_and_whenever_no_reader_sees_a_wrong_byte() {
                 "a reader saw wrong bytes (seed {seed})"
             );
             let now = right.load(Ordering::Relaxed);
-            if now >= aim { Ok(()) } else { Err(now) }
+            let said = || federation.log("member-m").lines().rev().take(5).map(str::to_owned).collect::<Vec<_>>();
+            if now >= aim { Ok(()) } else { Err((now, said(), disk.use_of())) }
         });
     }
     stop.store(true, Ordering::Relaxed);

@@ -16,9 +16,9 @@ use rustls::ClientConfig;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::connection::{Call, Connection, Protocol, client_tls};
 use crate::programs;
 use crate::side::{Api, Side};
+use fluvial_tests::connection::{Call, Connection, Protocol, client_tls};
 
 const MEMBERS: usize = 3;
 

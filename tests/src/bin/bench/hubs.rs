@@ -6,10 +6,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use fluvial_tests::bed::free_port;
+use fluvial_tests::connection::{Call, Connection, Protocol, kubeconfig_tls};
 use fluvial_tests::federation::{DEADLINE, Process, said};
 use fluvial_tests::wait::wait_for_async;
 use http::Method;
@@ -17,7 +16,6 @@ use rustls::ClientConfig;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::connection::{Call, Connection, Protocol, client_tls};
 use crate::side::{Api, Side};
 
 const HUBS: usize = 3;
@@ -29,20 +27,6 @@ pub(crate) struct Hubs {
     addresses: Vec<String>,
     tls: Arc<ClientConfig>,
     folder: TempDir,
-}
-
-/// The administrator's TLS, from the kubeconfig that `hub init` wrote.
-fn admin_tls(kubeconfig: &Path) -> Result<ClientConfig> {
-    let config: Value = serde_yaml_ng::from_str(&std::fs::read_to_string(kubeconfig)?)?;
-    let data = |pointer: &str| {
-        let text = config.pointer(pointer).and_then(Value::as_str);
-        Ok::<_, anyhow::Error>(STANDARD.decode(text.with_context(|| format!("a kubeconfig without {pointer}"))?)?)
-    };
-    client_tls(
-        &data("/clusters/0/cluster/certificate-authority-data")?,
-        &data("/users/0/user/client-certificate-data")?,
-        &data("/users/0/user/client-key-data")?,
-    )
 }
 
 impl Hubs {
@@ -64,7 +48,7 @@ impl Hubs {
         init.args(["hub", "init", "--listen", &addresses[0], "--data-dir"]).arg(folder.path().join("hub-0"));
         let made = said(init.arg("--kubeconfig").arg(&kubeconfig).output().context("starting fluvial")?);
         made.map_err(|error| anyhow::anyhow!("`fluvial hub init` failed: {error}"))?;
-        let tls = Arc::new(admin_tls(&kubeconfig)?);
+        let tls = Arc::new(kubeconfig_tls(&kubeconfig)?);
         let mut processes = BTreeMap::from([(0, start_hub(&program, folder.path(), 0))]);
         let url = format!("https://{}", addresses[0]);
         hubs(&addresses[0], &tls, 1).await;

@@ -10,7 +10,6 @@
 #![allow(clippy::print_stdout, reason = "the lines are what this program is for")]
 
 mod backup;
-mod connection;
 mod copy_once;
 mod etcd;
 mod figures;

@@ -14,7 +14,7 @@ use prost::Message;
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 
-use crate::connection::{Call, Connection, Protocol};
+use fluvial_tests::connection::{Call, Connection, Protocol};
 
 const JSON: &str = "application/json";
 const GRPC: &str = "application/grpc";

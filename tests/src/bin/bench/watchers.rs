@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::connection::Connection;
 use crate::load::fresh_name;
 use crate::side::{Api, Side};
+use fluvial_tests::connection::Connection;
 
 /// What takes longer was lost.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(20);
