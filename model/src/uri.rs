@@ -1,5 +1,5 @@
-//! ① Where bytes live, as users write it: `file:///dir`, `s3://bucket/prefix`, `azblob://container/prefix`,
-//! `webhdfs://host:port/dir`, `https://host/dir/`.
+//! ① Where bytes live, as users write it: `file:///dir`, `s3://bucket/prefix`, `oss://bucket/prefix`, `gs://bucket/prefix`,
+//! `azblob://container/prefix`, `webhdfs://host:port/dir`, `https://host/dir/`.
 //!
 //! Invariants: a parsed URI has a known scheme, no user, password, query or fragment, and a path without `..`, NUL or
 //! empty parts; its text is canonical (no trailing slash, but over HTTP, where it says that the location is a tree).
@@ -12,9 +12,9 @@ use thiserror::Error;
 use crate::names::printable;
 
 /// The schemes that this release can read.
-pub const SCHEMES: &[&str] = &["file", "s3", "azblob", "webhdfs", "http", "https"];
+pub const SCHEMES: &[&str] = &["file", "s3", "oss", "gs", "azblob", "webhdfs", "http", "https"];
 /// Those among them that it can write.
-const WRITABLE: &[&str] = &["file", "s3", "azblob"];
+const WRITABLE: &[&str] = &["file", "s3", "oss", "gs", "azblob"];
 
 /// A checked location.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Uri {
 pub enum UriError {
     #[error("\"{0}\" is not a URI: write SCHEME://…, for example file:///data/set or s3://bucket/prefix")]
     NotAUri(String),
-    #[error("scheme \"{0}\" is not supported: use one of file, s3, azblob, webhdfs, http, https")]
+    #[error("scheme \"{0}\" is not supported: use one of file, s3, oss, gs, azblob, webhdfs, http, https")]
     Scheme(String),
     #[error("\"{0}\" carries a user or password: give credentials as options")]
     Credentials(String),
@@ -38,8 +38,8 @@ pub enum UriError {
     Query(String),
     #[error("\"{0}\" must name an absolute directory without a host: file:///dir")]
     FilePath(String),
-    #[error("\"{0}\" needs a bucket: s3://BUCKET/PREFIX (3 to 63 lower-case letters, digits, '.' or '-')")]
-    Bucket(String),
+    #[error("\"{0}\" needs a bucket: {1}://BUCKET/PREFIX ({2})")]
+    Bucket(String, &'static str, &'static str),
     #[error("\"{0}\" needs a container: azblob://CONTAINER/PREFIX (3 to 63 lower-case letters, digits or '-')")]
     Container(String),
     #[error("\"{0}\" needs a host: {1}://HOST:PORT/…")]
@@ -51,6 +51,19 @@ pub enum UriError {
 }
 
 const MAX_URI: usize = 1024;
+
+/// Which names buckets have.
+struct BucketRule {
+    scheme: &'static str,
+    holds: fn(&str) -> bool,
+    said: &'static str,
+}
+
+const BUCKET_RULES: [BucketRule; 3] = [
+    BucketRule { scheme: "s3", holds: bucket_name, said: "3 to 63 lower-case letters, digits, '.' or '-'" },
+    BucketRule { scheme: "oss", holds: oss_bucket_name, said: "3 to 63 lower-case letters, digits or '-'" },
+    BucketRule { scheme: "gs", holds: gcs_bucket_name, said: "3 to 63 lower-case letters, digits, '.', '_' or '-'" },
+];
 
 impl Uri {
     /// Parses and checks a location.
@@ -80,8 +93,9 @@ impl Uri {
         if scheme == "file" && (!authority.is_empty() || !path.starts_with('/')) {
             return Err(UriError::FilePath(shown()));
         }
-        if scheme == "s3" && !bucket_name(authority) {
-            return Err(UriError::Bucket(shown()));
+        let broken = BUCKET_RULES.iter().find(|rule| rule.scheme == scheme && !(rule.holds)(authority));
+        if let Some(rule) = broken {
+            return Err(UriError::Bucket(shown(), rule.scheme, rule.said));
         }
         if scheme == "azblob" && !container_name(authority) {
             return Err(UriError::Container(shown()));
@@ -172,6 +186,16 @@ fn bucket_name(name: &str) -> bool {
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'))
 }
 
+/// A bucket of OSS: one of S3 without dots.
+fn oss_bucket_name(name: &str) -> bool {
+    bucket_name(name) && !name.contains('.')
+}
+
+/// A bucket of GCS: one of S3 that may have `_` inside.
+fn gcs_bucket_name(name: &str) -> bool {
+    bucket_name(&name.replace('_', "-")) && !name.starts_with('_') && !name.ends_with('_')
+}
+
 /// A container of Azure: a bucket's name without dots, and no two hyphens together.
 fn container_name(name: &str) -> bool {
     bucket_name(name) && !name.contains('.') && !name.contains("--")
@@ -208,6 +232,8 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/a b/ü/", "s3://bucket/a b/ü"),
             ("file:///", "file:///"),
+            ("oss://bucket-1/a b/", "oss://bucket-1/a b"),
+            ("gs://a_bucket.example.org/x", "gs://a_bucket.example.org/x"),
             ("azblob://container/a b/", "azblob://container/a b"),
             ("webhdfs://namenode:9870/data/", "webhdfs://namenode:9870/data"),
             ("https://mirror.example.org/set/", "https://mirror.example.org/set/"),
@@ -237,6 +263,12 @@ mod tests {
             "s3://bucket/x?y=1",
             "file:///a\\b",
             "webhdfs:///data",
+            "oss://",
+            "oss://dotted.name/x",
+            "oss://under_score/x",
+            "gs://",
+            "gs://_edge/x",
+            "gs://key:secret@bucket/x",
             "azblob://",
             "azblob://dotted.name/x",
             "azblob://two--hyphens/x",

@@ -60,8 +60,8 @@ pub(crate) struct Rescan {
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     name: String,
-    /// A source: s3://bucket/prefix, azblob://container/prefix, file:///dir or a local folder, and where it appears, /… after
-    /// a '='. One source without a path is the dataset's root; of several, each appears under its last part.
+    /// A source: s3://, oss:// or gs://bucket/prefix, azblob://container/prefix, file:///dir or a local folder, and where it
+    /// appears, /… after a '='. One source without a path is the dataset's root; of several, each appears under its last part.
     #[arg(long = "mount", value_name = "URI[=PATH]", required = true)]
     mounts: Vec<String>,
     #[command(flatten)]

@@ -25,7 +25,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     name: String,
-    /// Where it is: s3://bucket/prefix, azblob://container/prefix, file:///dir or a local folder.
+    /// Where it is: s3://, oss:// or gs://bucket/prefix, azblob://container/prefix, file:///dir or a local folder.
     #[arg(long)]
     uri: String,
     /// The cluster that it belongs to; for file:// the only one that reaches it.

@@ -18,15 +18,17 @@ use crate::place::store::Store;
 use crate::place::web::Web;
 
 /// The schemes that [`Location::open`] knows.
-pub const SCHEMES: &str = "file, s3, azblob, webhdfs, http, https";
+pub const SCHEMES: &str = "file, s3, oss, gs, azblob, webhdfs, http, https";
 
-/// A tree somewhere: `file:///dir`, `s3://bucket/prefix`, `azblob://container/prefix`, `webhdfs://host:port/dir`, `https://host/dir/` or one file,
-/// `https://host/file`. The last three are only read.
+/// A tree somewhere: `file:///dir`, `s3://bucket/prefix`, `oss://bucket/prefix`, `gs://bucket/prefix`, `azblob://container/prefix`,
+/// `webhdfs://host:port/dir`, `https://host/dir/` or one file, `https://host/file`. The last three are only read.
 ///
 /// Option keys are OpenDAL's: for `s3` `endpoint`, `region`, `enable_virtual_host_style` (`true`), and, usually among the
-/// secrets, `access_key_id`, `secret_access_key`, `session_token` (without keys requests are not signed); for `azblob` `endpoint`,
-/// `account_name` and the secret `account_key` or `sas_token` (without either requests are not signed); for `webhdfs` `endpoint`, `user_name` and the secret `delegation`;
-/// for `http` and `https` `username` and the secrets `password` or `token`.
+/// secrets, `access_key_id`, `secret_access_key`, `session_token`; for `oss` `endpoint`, `region`, `addressing_style` and the
+/// secrets `access_key_id`, `access_key_secret`, `security_token`; for `gs` `endpoint` and the secret `credential` or `token`;
+/// for `azblob` `endpoint`, `account_name` and the secret `account_key` or `sas_token` (to all of these, requests without keys
+/// are not signed); for `webhdfs` `endpoint`, `user_name` and the secret `delegation`; for `http` and `https` `username` and
+/// the secrets `password` or `token`.
 #[derive(Clone, Default)]
 pub struct Location {
     /// Scheme and place.
@@ -109,6 +111,8 @@ impl Location {
         match self.split()? {
             ("file", rest) => Ok(Arc::new(LocalPlace::new(self.directory(rest)?))),
             ("s3", rest) => Ok(Arc::new(S3Place::new(self, rest)?)),
+            ("oss", rest) => Ok(Arc::new(Objects::oss(self, rest)?)),
+            ("gs", rest) => Ok(Arc::new(Objects::gcs(self, rest)?)),
             ("azblob", rest) => Ok(Arc::new(Objects::azblob(self, rest)?)),
             ("webhdfs", rest) => Ok(Arc::new(ReadOnly(Store::webhdfs(self, rest)?))),
             ("http" | "https", _) => Ok(Arc::new(ReadOnly(Web::new(self)?))),
@@ -174,7 +178,7 @@ mod tests {
         assert_eq!(
             message.as_deref(),
             Some(
-                "open location: scheme \"ftp\" is not supported; supported are file, s3, azblob, webhdfs, http, https"
+                "open location: scheme \"ftp\" is not supported; supported are file, s3, oss, gs, azblob, webhdfs, http, https"
             )
         );
     }

@@ -3,14 +3,13 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use fluvial_model::manifest::{File, RelativePath};
 use fluvial_transfer::place::TargetState;
-use fluvial_transfer::{Access, Location, TransferError, copy, discard, probe, read_range, remove_tree, scan};
+use fluvial_transfer::{Access, Location, TransferError, copy, probe, remove_tree, scan};
 use support::azurite::{ACCOUNT, Azurite, KEY};
 use support::proxy::{Act, Proxy};
 use support::sas::account_token;
@@ -19,42 +18,15 @@ use tokio_util::sync::CancellationToken;
 
 /// The tree of every kind of entry, but for the names that this store does not take.
 fn make_source(bench: &Bench) {
-    make_tree(&bench.path("source"));
-    for name in [" leading and trailing ", "back\\slash"] {
-        fs::remove_file(bench.path("source/names").join(name)).unwrap();
-    }
+    make_tree_without(bench, &[" leading and trailing ", "back\\slash"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tree_goes_to_azure_to_azure_and_back_without_a_difference() {
     let azurite = Azurite::start();
     let bench = Bench::new();
-    let source = bench.path("source");
     make_source(&bench);
-    let (first, second) = (azurite.location("first"), azurite.location("deep/second"));
-    let there = copy(job("1", local(&source), first.clone()), bench.context()).await.unwrap();
-    let mut across = job("2", first.clone(), second.clone());
-    across.source_root = Some(there.root);
-    let across = copy(across, bench.context()).await.unwrap();
-    let back = copy(job("3", second.clone(), local(&bench.path("back"))), bench.context()).await.unwrap();
-    assert_same(&source, &bench.path("back"));
-    assert_eq!((there.root, there.totals), (across.root, across.totals));
-    assert_eq!(there.root, back.root);
-    // Undigested scans of both ends are equal too.
-    let a = scan(&at_root(local(&source)), &bench.blocks(), CancellationToken::new()).await.unwrap();
-    let b = scan(&at_root(second.clone()), &bench.blocks(), CancellationToken::new()).await.unwrap();
-    assert_eq!((a.root, a.totals), (b.root, b.totals));
-    // A range can be read; the tree can be removed, and only it.
-    let path = RelativePath::parse("large/odd").unwrap();
-    let range = read_range(&at_root(first.clone()), &path, 5 << 20, 1000).await.unwrap();
-    assert_eq!(range, bytes(2, (13 << 20) + 17)[5 << 20..][..1000]);
-    remove_tree(&second).await.unwrap();
-    let gone = scan(&at_root(second), &bench.blocks(), CancellationToken::new()).await;
-    assert!(matches!(gone, Err(TransferError::NotFound { .. })), "{gone:?}");
-    scan(&at_root(first.clone()), &bench.blocks(), CancellationToken::new()).await.unwrap();
-    // What is there already is not written over.
-    let refused = copy(job("4", local(&source), first), bench.context()).await;
-    assert!(matches!(refused, Err(TransferError::TargetExists { .. })), "{refused:?}");
+    there_across_and_back(&bench, azurite.location("first"), azurite.location("deep/second")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,13 +34,7 @@ async fn a_copy_to_azure_dropped_thirty_times_is_finished_and_equal() {
     let azurite = Azurite::start();
     let bench = Bench::new();
     make_source(&bench);
-    let target = azurite.location("x");
-    let (report, dropped) = interrupted(&bench, &job("1", local(&bench.path("source")), target.clone()), 700).await;
-    assert!(dropped > 0, "no run was dropped");
-    let back = copy(job("2", target.clone(), local(&bench.path("back"))), bench.context()).await.unwrap();
-    assert_eq!(report.root, back.root);
-    assert_same(&bench.path("source"), &bench.path("back"));
-    discard("1", &target, &bench.journal()).await.unwrap();
+    dropped_and_back(&bench, azurite.location("x"), 700).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

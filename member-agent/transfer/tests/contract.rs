@@ -11,6 +11,8 @@ use fluvial_transfer::place::limited::{Limit, Limited};
 use fluvial_transfer::place::{Detail, Found, Place, TargetState};
 use fluvial_transfer::{Access, Location, TransferError};
 use support::azurite::Azurite;
+use support::gcs::Gcs;
+use support::oss::Oss;
 use support::*;
 use tokio::sync::mpsc;
 
@@ -36,6 +38,8 @@ async fn listed(place: &dyn Place, detail: Detail) -> BTreeMap<RelativePath, Fou
 const ODD: &str = "d/ b\n";
 /// As odd as it can be where white space is taken from the ends of a path.
 const LESS_ODD: &str = "d/ b\n?%20#c";
+/// The same where no line breaks are taken.
+const LEAST_ODD: &str = "d/ b+?%20#c&<'\\";
 
 /// The contract. `location` is a place where nothing is, `odd` a name that it takes.
 async fn holds(location: Location, odd: &str) {
@@ -182,4 +186,22 @@ async fn a_prefix_of_a_container_holds_the_contract() {
     let azurite = Azurite::start();
     holds(azurite.location("some/ place"), LESS_ODD).await;
     azurite.location("some/ place").open().unwrap().probe(Access::Write).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_of_a_bucket_of_oss_holds_the_contract_by_both_signatures() {
+    for region in [None, Some("cn-hangzhou")] {
+        let oss = Oss::start(region);
+        let place = oss.location_at(oss.port, "some/ place");
+        holds(place.clone(), LEAST_ODD).await;
+        place.open().unwrap().probe(Access::Write).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_of_a_bucket_of_gcs_holds_the_contract() {
+    let gcs = Gcs::start();
+    let place = gcs.location_at(gcs.port, "some/ place");
+    holds(place.clone(), LEAST_ODD).await;
+    place.open().unwrap().probe(Access::Write).await.unwrap();
 }

@@ -81,7 +81,7 @@ impl Resource for Storage {
         let spec = Path::root("spec");
         validate_uri(&self.spec.uri, &spec.key("uri"), errors);
         if let Some(uri) = Uri::parse(&self.spec.uri).ok().filter(Uri::is_read_only) {
-            let why = format!("{} is only read from: use file, s3 or azblob for data of record", uri.scheme());
+            let why = format!("{} is only read from: use file, s3, oss, gs or azblob for data of record", uri.scheme());
             errors.invalid(&spec.key("uri"), &self.spec.uri, why);
         }
         validate_options(&self.spec.options, &self.spec.encrypt_options, &spec, errors);

@@ -14,11 +14,22 @@ use crate::TransferError;
 const LONGEST_WORD: usize = 200;
 /// Why a name cannot be kept.
 const WHITE_SPACE: &str = "a name that begins or ends with white space cannot be in this kind of store";
-/// Azure's words for keys and tokens that it does not take.
-const REFUSED: [&str; 4] =
-    ["AuthenticationFailed", "AuthorizationFailure", "InvalidAuthenticationInfo", "NoAuthenticationInformation"];
-/// Azure's word for a container that is not there.
-const NO_CONTAINER: &str = "ContainerNotFound";
+/// The stores' words for keys and tokens that they do not take: Azure's, OSS's, those of the two APIs of GCS.
+const REFUSED: [&str; 11] = [
+    "AuthenticationFailed",
+    "AuthorizationFailure",
+    "InvalidAuthenticationInfo",
+    "NoAuthenticationInformation",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidSecurityToken",
+    "SecurityTokenExpired",
+    "authError",
+    "Invalid Credentials",
+    "AuthenticationRequired",
+];
+/// Their words for a container or bucket that is not there.
+const NO_BUCKET: [&str; 3] = ["ContainerNotFound", "NoSuchBucket", "The specified bucket does not exist"];
 
 /// A store, by OpenDAL.
 pub(super) struct Dal {
@@ -34,8 +45,13 @@ impl Dal {
     /// Why there can be no client.
     pub(super) fn new(operator: Operator, redirect: Policy, name: String) -> Result<Self, String> {
         let transport = HttpTransporter::new(ReqwestTransport::new(client(redirect)?));
-        let context = operator.base_context().with_http_transport(transport);
-        Ok(Self { operator: operator.with_context(context), name })
+        Ok(Self::over(operator, transport, name))
+    }
+
+    /// A store over what sends its requests.
+    pub(super) fn over(operator: Operator, transport: HttpTransporter, name: String) -> Self {
+        let context = operator.base_context().clone().with_http_transport(transport);
+        Self { operator: operator.with_context(context), name }
     }
 
     /// A path as the store knows it. OpenDAL takes white space from both ends: such a name would be another one.
@@ -63,10 +79,12 @@ impl Dal {
     /// What an error of OpenDAL means.
     pub(super) fn failed(&self, op: &'static str, path: &str, error: &opendal::Error) -> TransferError {
         let (place, path) = (self.name.clone(), path.to_owned());
-        if let Some(code) = REFUSED.iter().find(|code| error.message().contains(**code)) {
+        // What is not found is named, and a name can have any word in it.
+        let refused = REFUSED.iter().find(|code| error.message().contains(**code));
+        if let Some(code) = refused.filter(|_| error.kind() != ErrorKind::NotFound) {
             return TransferError::CredentialsRefused { op, place, code: (*code).to_owned() };
         }
-        if error.message().contains(NO_CONTAINER) {
+        if NO_BUCKET.iter().any(|code| error.message().contains(code)) {
             let info = self.operator.info();
             return TransferError::NoSuchBucket { op, bucket: info.name().to_owned(), endpoint: place };
         }

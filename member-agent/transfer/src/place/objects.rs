@@ -1,11 +1,16 @@
-//! A prefix of a container of Azure Blob Storage, by OpenDAL.
+//! A prefix of a bucket of Azure Blob Storage, OSS or GCS, by OpenDAL; each has a file of its own for what is its own.
 //!
-//! A tree lies there as it does in S3 (`s3.rs`): a file is a blob, with its mode and time as metadata, an empty directory an
-//! empty blob `dir/`, a link a small blob that is marked. A blob appears when it is complete. The names of metadata have `_`
-//! where those of S3 have `-`, which Azure does not take.
+//! A tree lies there as it does in S3 (`s3.rs`): a file is an object, with its mode and time as metadata, an empty directory an
+//! empty object `dir/`, a link a small object that is marked. An object appears when it is complete. The names of metadata are
+//! those of S3, but for Azure, which takes no `-` in them.
 //!
-//! A file in parts is one writer of OpenDAL's: its parts come in order, and it is not continued after the process has ended
-//! (Azure forgets its blocks after a week). Nothing that is written carries a checksum: all of it is read back.
+//! A file in parts is one writer of OpenDAL's: its parts come in order, and it is not continued after the process has ended.
+//! Nothing that is written carries a checksum: all of it is read back.
+
+mod azblob;
+mod gcs;
+mod open;
+mod oss;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,43 +21,67 @@ use bytes::Bytes;
 use fluvial_model::manifest::{Entry, File, RelativePath};
 use futures::{StreamExt, TryStreamExt, stream};
 use opendal::layers::{RetryEvent, RetryInterceptor, RetryLayer};
-use opendal::{Lister, Metadata, Operator, Writer, services};
-use reqwest::redirect::Policy;
+use opendal::{Lister, Metadata, Operator, Writer};
 use tokio::sync::mpsc;
-use url::Url;
 
 use super::dal::{Dal, mtime_of};
 use super::http::{FIRST_PAUSE, LONGEST_PAUSE, REQUEST_LIMIT, TRIES, body_limit};
 use super::s3::{parse_seconds, show_seconds};
 use super::{Detail, Found, PartLimits, Place, Tag, TargetState, check_link};
 use crate::TransferError;
-use crate::location::{Access, Location};
+use crate::location::Access;
 
 /// Blobs that are looked at together while listing, and removed together.
 const AT_ONCE: usize = 32;
 /// Listed blobs that wait to be looked at: 1,000 of about 1 KiB, some pages of what is known of them.
 const LISTED_AT_ONCE: usize = 1000;
-/// How long one page may take, with the tries that it needs.
-const LISTING_LIMIT: Duration = Duration::from_secs(90);
+/// How long a page or a part may take, with the tries that it needs.
+const STEP_LIMIT: Duration = Duration::from_secs(90);
 /// Permission bits of a blob that no one gave any.
 const DEFAULT_MODE: u32 = 0o644;
 /// The longest link that is read.
 const LINK_LIMIT: u64 = 4096;
 /// Metadata: decimal seconds since the epoch.
 const MTIME: &str = "mtime";
-/// Metadata: octal permission bits.
-const MODE: &str = "fluvial_mode";
-/// Metadata: `symlink` on a blob that holds the target of a link.
-const KIND: &str = "fluvial_kind";
-/// The options that are known.
-const OPTIONS: [&str; 4] = ["endpoint", "account_name", "account_key", "sas_token"];
 
-/// A prefix of a container.
+/// What the stores differ in.
+struct Manner {
+    version: Version,
+    /// Metadata: octal permission bits.
+    mode: &'static str,
+    /// Metadata: `symlink` on an object that holds the target of a link.
+    kind: &'static str,
+    parts: PartLimits,
+    /// The most that a page of a listing can have.
+    page: usize,
+    /// Why a key cannot be written, if it cannot.
+    refuses: fn(&str) -> Option<&'static str>,
+}
+
+/// What tells the versions of an object apart.
+enum Version {
+    ETag,
+    Generation,
+}
+
+impl Manner {
+    fn version_of<'a>(&self, metadata: &'a Metadata) -> Option<&'a str> {
+        let version = match self.version {
+            Version::ETag => metadata.etag(),
+            Version::Generation => metadata.version(),
+        };
+        version.filter(|version| !version.is_empty())
+    }
+}
+
+/// A prefix of a bucket.
 pub(crate) struct Objects {
     dal: Dal,
-    /// The same store, for listings: OpenDAL's lister ends after an error as if it were whole, so that only OpenDAL itself
-    /// can ask for a page again.
-    listings: Operator,
+    manner: Manner,
+    /// The same store, whose requests OpenDAL itself tries again, below what it keeps of listings and files in parts: its
+    /// lister ends after an error as if it were whole, and its writer forgets what it held back when that could not be sent.
+    again: Operator,
+    in_parts: Option<oss::Transport>,
     /// Empty, or with a `/` at its end.
     prefix: String,
     /// Files in parts that are under way, by the names that they were given.
@@ -63,80 +92,37 @@ pub(crate) struct Objects {
 struct Upload {
     /// Holds the last part until the next one comes: one part of memory beside what the copy counts.
     writer: Writer,
-    /// Bytes that were taken.
-    taken: u64,
+    /// Bytes that were taken; not known after a part that failed, of which some may have been sent.
+    taken: Option<u64>,
 }
 
 impl Objects {
-    /// A prefix of a container of Azure: `azblob://CONTAINER/PREFIX`. Options are OpenDAL's: `account_name`, `endpoint` (else
-    /// that of the account in the public cloud) and, among the secrets, `account_key` or `sas_token`; without either,
-    /// requests are not signed.
-    ///
-    /// # Errors
-    /// When the URI or an option cannot be used.
-    pub(crate) fn azblob(location: &Location, rest: &str) -> Result<Self, TransferError> {
-        let bad = |why: String| TransferError::BadLocation { uri: location.shown(), why };
-        let (container, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if container.is_empty() || container.contains(['@', '?', '#', ':']) {
-            return Err(bad("it must be `azblob://container/prefix`".to_owned()));
-        }
-        let prefix = prefix.trim_end_matches('/');
-        if !prefix.is_empty() {
-            RelativePath::parse(prefix).map_err(|error| bad(error.to_string()))?;
-        }
-        if prefix.trim_start() != prefix {
-            return Err(bad("the prefix must not begin with white space".to_owned()));
-        }
-        if let Some(unknown) = location.option_keys().find(|key| !OPTIONS.contains(key)) {
-            return Err(bad(format!("option `{unknown}` is not known; known are {}", OPTIONS.join(", "))));
-        }
-        let (account, key, token) =
-            (location.option("account_name"), location.option("account_key"), location.option("sas_token"));
-        let endpoint = match (location.option("endpoint"), account) {
-            (Some(endpoint), _) if endpoint.contains("://") => endpoint.to_owned(),
-            (Some(endpoint), _) => format!("https://{endpoint}"),
-            (None, Some(account)) => format!("https://{account}.blob.core.windows.net"),
-            (None, None) => return Err(bad("option `account_name` or `endpoint` is needed".to_owned())),
-        };
-        Url::parse(&endpoint).map_err(|error| bad(format!("option `endpoint` is not a URL: {error}")))?;
-        let builder = services::Azblob::default().root("/").container(container).endpoint(&endpoint);
-        let builder = match (key, token) {
-            (Some(_), Some(_)) => return Err(bad("`account_key` and `sas_token` are both given: give one".to_owned())),
-            (Some(key), None) => {
-                let account = account.ok_or_else(|| bad("`account_key` is given without `account_name`".to_owned()))?;
-                builder.account_name(account).account_key(key)
-            }
-            (None, Some(token)) => builder.sas_token(token.trim_start_matches('?')),
-            // What the environment of the agent holds is not the user's.
-            (None, None) => builder.skip_signature(),
-        };
-        let operator = Operator::new(builder).map_err(|error| bad(error.message().to_owned()))?;
-        let dal = Dal::new(operator, Policy::none(), location.shown()).map_err(bad)?;
+    /// A prefix of what `dal` opened. `in_parts` is there where a file in parts needs it to begin.
+    fn new(dal: Dal, prefix: String, manner: Manner, in_parts: Option<oss::Transport>) -> Self {
         let again = RetryLayer::new()
             .with_jitter()
             .with_notify(Again)
             .with_min_delay(FIRST_PAUSE)
             .with_max_delay(LONGEST_PAUSE)
             .with_max_times(TRIES as usize - 1);
-        let listings = dal.operator.clone().layer(again);
-        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { dal, listings, prefix, uploads: Mutex::default() })
+        let again = dal.operator.clone().layer(again);
+        Self { dal, manner, again, in_parts, prefix, uploads: Mutex::default() }
     }
 
     fn key(&self, path: &RelativePath) -> Result<String, TransferError> {
         self.dal.key(&self.prefix, path)
     }
 
-    /// The key of what is written: Azure takes `\` for `/`, and dots from the ends of names.
+    /// The key of what is written, if the store would keep it as it is.
     fn new_key(&self, path: &RelativePath) -> Result<String, TransferError> {
-        if path.as_str().split('/').any(|part| part.contains('\\') || part.ends_with('.')) {
-            let why = "Azure keeps no name that has a backslash in it or a dot at its end";
-            return Err(self.dal.bad_entry(path.as_str(), why));
+        let key = self.key(path)?;
+        match (self.manner.refuses)(&key) {
+            Some(why) => Err(self.dal.bad_entry(path.as_str(), why)),
+            None => Ok(key),
         }
-        self.key(path)
     }
 
-    /// What is listed; the whole container for OpenDAL is `/`.
+    /// What is listed; the whole bucket for OpenDAL is `/`.
     fn listed_as(&self) -> &str {
         if self.prefix.is_empty() { "/" } else { &self.prefix }
     }
@@ -149,7 +135,7 @@ impl Objects {
     async fn page(&self, lister: &mut Lister, most: usize) -> Result<Vec<opendal::Entry>, TransferError> {
         let mut page = Vec::new();
         while page.len() < most {
-            let next = self.dal.in_time("list", LISTING_LIMIT, lister.try_next()).await?;
+            let next = self.dal.in_time("list", STEP_LIMIT, lister.try_next()).await?;
             let Some(entry) = next.map_err(|error| self.dal.failed("list", "", &error))? else { break };
             page.push(entry);
         }
@@ -157,7 +143,7 @@ impl Objects {
     }
 
     async fn lister(&self) -> Result<Lister, TransferError> {
-        let list = || async { self.listings.lister_with(self.listed_as()).recursive(true).await };
+        let list = || async { self.again.lister_with(self.listed_as()).recursive(true).limit(self.manner.page).await };
         self.dal.request("list", "", REQUEST_LIMIT, list).await
     }
 
@@ -178,7 +164,7 @@ impl Objects {
         if key.ends_with('/') {
             return Ok(Some(Found { path, entry: Entry::Directory, tag: Tag(String::new()) }));
         }
-        let (tag, size) = (tag_of(entry.metadata()), entry.metadata().content_length());
+        let (tag, size) = (self.tag_of(entry.metadata()), entry.metadata().content_length());
         if detail == Detail::Tags {
             let file = File { size, mtime_ns: 0, mode: DEFAULT_MODE, digest: None };
             return Ok(Some(Found { path, entry: Entry::File(file), tag }));
@@ -189,8 +175,8 @@ impl Objects {
 
     /// The tag of what was written; `said` is what the store answered.
     async fn written(&self, path: &RelativePath, said: &Metadata, size: u64) -> Result<Tag, TransferError> {
-        match said.etag().filter(|etag| !etag.is_empty()) {
-            Some(etag) => Ok(tag(etag, size)),
+        match self.manner.version_of(said) {
+            Some(version) => Ok(tag(version, size)),
             None => Ok(self.stat(path).await?.tag),
         }
     }
@@ -214,6 +200,25 @@ impl Objects {
         self.dal.request("remove", key, REQUEST_LIMIT, || self.dal.operator.delete(key)).await
     }
 
+    fn tag_of(&self, metadata: &Metadata) -> Tag {
+        tag(self.manner.version_of(metadata).unwrap_or_default(), metadata.content_length())
+    }
+
+    fn file_of(&self, metadata: &Metadata) -> File {
+        let mode = user_metadata(metadata, self.manner.mode).and_then(|mode| u32::from_str_radix(mode, 8).ok());
+        File {
+            size: metadata.content_length(),
+            mtime_ns: user_metadata(metadata, MTIME).and_then(parse_seconds).unwrap_or_else(|| mtime_of(metadata)),
+            mode: mode.filter(|mode| *mode <= 0o7777).unwrap_or(DEFAULT_MODE),
+            digest: None,
+        }
+    }
+
+    fn metadata_of(&self, file: &File) -> Vec<(String, String)> {
+        let mode = (self.manner.mode.to_owned(), format!("{:o}", file.mode));
+        vec![mode, (MTIME.to_owned(), show_seconds(file.mtime_ns))]
+    }
+
     fn upload(&self, upload: &str) -> Option<Arc<tokio::sync::Mutex<Upload>>> {
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner).get(upload).cloned()
     }
@@ -227,19 +232,15 @@ impl Objects {
     }
 }
 
-fn tag_of(metadata: &Metadata) -> Tag {
-    tag(metadata.etag().unwrap_or_default(), metadata.content_length())
+/// Version and size.
+fn tag(version: &str, size: u64) -> Tag {
+    Tag(format!("{}-{size}", version.trim_matches('"')))
 }
 
-/// ETag and size. Azure's ETag is another one after each write, of metadata too.
-fn tag(etag: &str, size: u64) -> Tag {
-    Tag(format!("{}-{size}", etag.trim_matches('"')))
-}
-
-/// ETag, quoted as conditions need it, and size of a tag.
-fn parts_of(tag: &Tag) -> Option<(String, u64)> {
-    let (etag, size) = tag.0.rsplit_once('-')?;
-    Some((format!("\"{etag}\""), size.parse().ok()?))
+/// Version and size of a tag.
+fn parts_of(tag: &Tag) -> Option<(&str, u64)> {
+    let (version, size) = tag.0.rsplit_once('-')?;
+    Some((version, size.parse().ok()?))
 }
 
 fn user_metadata<'a>(metadata: &'a Metadata, key: &str) -> Option<&'a str> {
@@ -247,26 +248,12 @@ fn user_metadata<'a>(metadata: &'a Metadata, key: &str) -> Option<&'a str> {
     all.find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
 }
 
-fn file_of(metadata: &Metadata) -> File {
-    let mode = user_metadata(metadata, MODE).and_then(|mode| u32::from_str_radix(mode, 8).ok());
-    File {
-        size: metadata.content_length(),
-        mtime_ns: user_metadata(metadata, MTIME).and_then(parse_seconds).unwrap_or_else(|| mtime_of(metadata)),
-        mode: mode.filter(|mode| *mode <= 0o7777).unwrap_or(DEFAULT_MODE),
-        digest: None,
-    }
-}
-
-fn metadata_of(file: &File) -> Vec<(String, String)> {
-    vec![(MODE.to_owned(), format!("{:o}", file.mode)), (MTIME.to_owned(), show_seconds(file.mtime_ns))]
-}
-
-/// Says that a page is asked for again, without the error's text, which may hold a URL with a token.
+/// Says that something is tried again, without the error's text, which may hold a URL with a token.
 struct Again;
 
 impl RetryInterceptor for Again {
     fn intercept(&self, event: RetryEvent<'_>) {
-        tracing::debug!(attempt = event.attempt, "a page of a listing did not come, asking again");
+        tracing::debug!(attempt = event.attempt, "a page or a part failed, trying again");
     }
 }
 
@@ -317,9 +304,9 @@ impl Place for Objects {
 
     async fn stat(&self, path: &RelativePath) -> Result<Found, TransferError> {
         let metadata = self.head("look at", &self.key(path)?, path).await?;
-        let tag = tag_of(&metadata);
-        if user_metadata(&metadata, KIND) != Some("symlink") {
-            return Ok(Found { path: path.clone(), entry: Entry::File(file_of(&metadata)), tag });
+        let tag = self.tag_of(&metadata);
+        if user_metadata(&metadata, self.manner.kind) != Some("symlink") {
+            return Ok(Found { path: path.clone(), entry: Entry::File(self.file_of(&metadata)), tag });
         }
         let bad = |why: String| self.dal.bad_entry(path.as_str(), why);
         if metadata.content_length() > LINK_LIMIT {
@@ -347,15 +334,20 @@ impl Place for Objects {
         let key = self.key(path)?;
         let tag = match tag {
             Some(tag) => tag.clone(),
-            None => tag_of(&self.head("read", &key, path).await?),
+            None => self.tag_of(&self.head("read", &key, path).await?),
         };
-        let (etag, size) = parts_of(&tag).ok_or_else(|| self.dal.changed(path))?;
+        let (version, size) = parts_of(&tag).ok_or_else(|| self.dal.changed(path))?;
+        let etag = format!("\"{version}\"");
         let end = size.min(offset.saturating_add(length));
         if offset >= end {
             return Ok(Bytes::new());
         }
         let read = || {
-            let read = self.dal.operator.read_with(&key).range(offset..end).if_match(&etag);
+            let read = self.dal.operator.read_with(&key).range(offset..end);
+            let read = match self.manner.version {
+                Version::ETag => read.if_match(&etag),
+                Version::Generation => read.if_version_match(version),
+            };
             async move { read.await }
         };
         let data = self.dal.request("read", path.as_str(), body_limit(end - offset), read).await?.to_bytes();
@@ -372,22 +364,27 @@ impl Place for Objects {
     }
 
     fn part_limits(&self) -> PartLimits {
-        PartLimits { smallest: 1 << 20, most: 50_000, in_order: true }
+        self.manner.parts
     }
 
     async fn put(&self, path: &RelativePath, file: &File, data: Bytes) -> Result<Tag, TransferError> {
-        self.write(path, metadata_of(file), data).await
+        self.write(path, self.metadata_of(file), data).await
     }
 
     async fn begin(&self, path: &RelativePath, file: &File) -> Result<String, TransferError> {
         let key = self.new_key(path)?;
+        let metadata = self.metadata_of(file);
+        let operator = match &self.in_parts {
+            Some(transport) => transport.beginning_with(&self.again, &metadata),
+            None => self.again.clone(),
+        };
         let begin = || {
-            let writer = self.dal.operator.writer_with(&key).user_metadata(metadata_of(file));
+            let writer = operator.writer_with(&key).user_metadata(metadata.clone());
             async move { writer.await }
         };
         let writer = self.dal.request("write", path.as_str(), REQUEST_LIMIT, begin).await?;
         let upload = format!("{:032x}", rand::random::<u128>());
-        let entry = Arc::new(tokio::sync::Mutex::new(Upload { writer, taken: 0 }));
+        let entry = Arc::new(tokio::sync::Mutex::new(Upload { writer, taken: Some(0) }));
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner).insert(upload.clone(), entry);
         Ok(upload)
     }
@@ -406,16 +403,17 @@ impl Place for Objects {
         data: Bytes,
     ) -> Result<String, TransferError> {
         let upload = self.upload(upload).ok_or_else(|| self.not_there("write", path))?;
+        let mut upload = upload.lock().await;
         let length = data.len() as u64;
-        let taken = upload.lock().await.taken;
+        let taken = upload.taken.ok_or_else(|| self.not_there("write", path))?;
         if offset != taken {
             let what = format!("part {number} of {path} came at byte {offset}; the next one begins at byte {taken}");
             return Err(TransferError::BadJob { what });
         }
-        // The writer keeps what it could not send: the same part may be given to it again.
-        let write = || async { upload.lock().await.writer.write(data.clone()).await };
-        self.dal.request("write", path.as_str(), body_limit(length), write).await?;
-        upload.lock().await.taken += length;
+        upload.taken = None;
+        let write = self.dal.in_time("write", STEP_LIMIT + body_limit(length), upload.writer.write(data)).await?;
+        write.map_err(|error| self.dal.failed("write", path.as_str(), &error))?;
+        upload.taken = Some(taken + length);
         Ok(String::new())
     }
 
@@ -426,16 +424,17 @@ impl Place for Objects {
         file: &File,
         _: &[String],
     ) -> Result<Tag, TransferError> {
-        let writer = self.upload(upload).ok_or_else(|| self.not_there("complete", path))?;
-        let taken = writer.lock().await.taken;
+        let entry = self.upload(upload).ok_or_else(|| self.not_there("complete", path))?;
+        let mut entry = entry.lock().await;
+        let taken = entry.taken.ok_or_else(|| self.not_there("complete", path))?;
         if taken != file.size {
-            return Err(TransferError::BadJob {
-                what: format!("{path} has {} bytes, of which {taken} came", file.size),
-            });
+            let what = format!("{path} has {} bytes, of which {taken} came", file.size);
+            return Err(TransferError::BadJob { what });
         }
+        entry.taken = None;
         // The last part is sent with it.
-        let close = || async { writer.lock().await.writer.close().await };
-        let said = self.dal.request("complete", path.as_str(), body_limit(file.size), close).await?;
+        let close = self.dal.in_time("complete", STEP_LIMIT + body_limit(file.size), entry.writer.close()).await?;
+        let said = close.map_err(|error| self.dal.failed("complete", path.as_str(), &error))?;
         self.forget(upload);
         self.written(path, &said, file.size).await
     }
@@ -456,7 +455,7 @@ impl Place for Objects {
 
     async fn make_symlink(&self, path: &RelativePath, target: &str) -> Result<Tag, TransferError> {
         let data = Bytes::copy_from_slice(target.as_bytes());
-        let tag = self.write(path, vec![(KIND.to_owned(), "symlink".to_owned())], data).await?;
+        let tag = self.write(path, vec![(self.manner.kind.to_owned(), "symlink".to_owned())], data).await?;
         // A link is not read back by the copy, as it is where a file system keeps it.
         if self.read(path, Some(&tag), 0, LINK_LIMIT).await? != target.as_bytes() {
             return Err(TransferError::DigestMismatch { place: self.dal.name.clone(), path: path.to_string() });
@@ -476,7 +475,7 @@ impl Place for Objects {
 
     async fn remove_all(&self) -> Result<(), TransferError> {
         if self.prefix.is_empty() {
-            let why = "a whole container is never removed; give the tree a prefix".to_owned();
+            let why = "a whole bucket is never removed; give the tree a prefix".to_owned();
             return Err(TransferError::BadLocation { uri: self.dal.name.clone(), why });
         }
         let mut lister = self.lister().await?;

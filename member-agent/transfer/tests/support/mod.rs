@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, dead_code)]
 
 pub mod azurite;
+pub mod gcs;
 pub mod hdfs;
+pub mod oss;
 pub mod proxy;
+pub mod recorded;
 pub mod sas;
 pub mod web;
 
@@ -16,7 +19,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fluvial_model::manifest::RelativePath;
-use fluvial_transfer::{BlockStore, CopyContext, CopyJob, CopyReport, Journal, Location, Progress, SourceMount, copy};
+use fluvial_transfer::{
+    BlockStore, CopyContext, CopyJob, CopyReport, Journal, Location, Progress, SourceMount, TransferError, copy,
+    discard, read_range, remove_tree, scan,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -239,4 +245,50 @@ pub async fn interrupted(bench: &Bench, job: &CopyJob, longest: u64) -> (CopyRep
         }
     }
     (copy(job.clone(), bench.context()).await.unwrap(), dropped)
+}
+
+/// The tree of every kind of entry, but for names that a store does not take.
+pub fn make_tree_without(bench: &Bench, names: &[&str]) {
+    make_tree(&bench.path("source"));
+    for name in names {
+        fs::remove_file(bench.path("source/names").join(name)).unwrap();
+    }
+}
+
+/// Copies the folder `source` to `first`, from there to `second`, and back; looks at it, reads of it and removes it.
+pub async fn there_across_and_back(bench: &Bench, first: Location, second: Location) {
+    let source = bench.path("source");
+    let there = copy(job("1", local(&source), first.clone()), bench.context()).await.unwrap();
+    let mut across = job("2", first.clone(), second.clone());
+    across.source_root = Some(there.root);
+    let across = copy(across, bench.context()).await.unwrap();
+    let back = copy(job("3", second.clone(), local(&bench.path("back"))), bench.context()).await.unwrap();
+    assert_same(&source, &bench.path("back"));
+    assert_eq!((there.root, there.totals), (across.root, across.totals));
+    assert_eq!(there.root, back.root);
+    // Undigested scans of both ends are equal too.
+    let a = scan(&at_root(local(&source)), &bench.blocks(), CancellationToken::new()).await.unwrap();
+    let b = scan(&at_root(second.clone()), &bench.blocks(), CancellationToken::new()).await.unwrap();
+    assert_eq!((a.root, a.totals), (b.root, b.totals));
+    // A range can be read; the tree can be removed, and only it.
+    let path = RelativePath::parse("large/odd").unwrap();
+    let range = read_range(&at_root(first.clone()), &path, 5 << 20, 1000).await.unwrap();
+    assert_eq!(range, bytes(2, (13 << 20) + 17)[5 << 20..][..1000]);
+    remove_tree(&second).await.unwrap();
+    let gone = scan(&at_root(second), &bench.blocks(), CancellationToken::new()).await;
+    assert!(matches!(gone, Err(TransferError::NotFound { .. })), "{gone:?}");
+    scan(&at_root(first.clone()), &bench.blocks(), CancellationToken::new()).await.unwrap();
+    // What is there already is not written over.
+    let refused = copy(job("4", local(&source), first), bench.context()).await;
+    assert!(matches!(refused, Err(TransferError::TargetExists { .. })), "{refused:?}");
+}
+
+/// Copies the folder `source` to `target` with thirty drops of up to `longest` milliseconds, and back.
+pub async fn dropped_and_back(bench: &Bench, target: Location, longest: u64) {
+    let (report, dropped) = interrupted(bench, &job("1", local(&bench.path("source")), target.clone()), longest).await;
+    assert!(dropped > 0, "no run was dropped");
+    let back = copy(job("2", target.clone(), local(&bench.path("back"))), bench.context()).await.unwrap();
+    assert_eq!(report.root, back.root);
+    assert_same(&bench.path("source"), &bench.path("back"));
+    discard("1", &target, &bench.journal()).await.unwrap();
 }

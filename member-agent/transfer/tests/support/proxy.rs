@@ -39,6 +39,8 @@ pub enum Act {
     Pass,
     /// One byte of the request's body is another one.
     DamageRequest,
+    /// The first of these words in the request's body is the second, as long.
+    Swap(&'static str, &'static str),
     /// The lines of the answer's head for which this is false are left out, and others are as it makes them.
     EditAnswer(Edit),
     /// Answered with this, from the status on, without asking the store.
@@ -104,6 +106,10 @@ fn pass(mut client: TcpStream, store: u16, seen: &Mutex<Vec<String>>, rule: &dyn
             return client.write_all(text.as_bytes()).ok();
         }
         Act::DamageRequest => *body.last_mut()? ^= 1,
+        Act::Swap(from, to) => {
+            let at = body.windows(from.len()).position(|word| word == from.as_bytes())?;
+            body[at..at + from.len()].copy_from_slice(to.as_bytes());
+        }
         _ => {}
     }
     let mut upstream = TcpStream::connect(("127.0.0.1", store)).ok()?;
