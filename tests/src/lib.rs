@@ -6,6 +6,7 @@
 //! MinIO.
 #![allow(clippy::panic, reason = "a helper of tests reports by panicking")]
 
+pub mod azurite;
 pub mod bed;
 pub mod clients;
 pub mod connection;

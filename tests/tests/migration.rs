@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use fluvial_tests::azurite::Azurite;
 use fluvial_tests::federation::Up;
 use fluvial_tests::minio::Minio;
 use fluvial_tests::tree;
@@ -162,5 +163,49 @@ fn a_home_goes_to_another_bucket_of_its_store_without_its_bytes_passing() {
     api.fluvial(&["migrate", "tree", "--to", "two", "--mode", "move", "--wait", "--timeout", "60s"]).unwrap();
     api.wait_until("dataset", "tree", "/status/homes", |homes| homes.as_array().map(Vec::len) == Some(1));
     api.fluvial(&["migrate", "tree", "--to", "disk", "--wait", "--timeout", "60s"]).unwrap();
+    assert_eq!(tree::difference(&source, &folder(&api.home("tree", "disk"))), "");
+}
+
+#[test]
+fn a_tree_goes_to_azure_and_back_and_a_wrong_key_is_told_and_not_shown() {
+    let azurite = Azurite::start();
+    let up = Up::start(1, &["onprem", "cloud"]);
+    let api = &up.api;
+    let source = up.folder().join("source");
+    tree::make(&source, 17, 120, 60_000);
+    fs::write(source.join("large.bin"), tree::bytes(6, 20 << 20)).unwrap();
+    let storage = |name: &str, uri: &str, key: &str| {
+        let arguments = ["storage", "create", name, "--uri", uri, "--cluster", "cloud"];
+        api.fluvial_with(&arguments, &azurite.options(key)).unwrap();
+    };
+    storage("azure", "azblob://container/homes", Azurite::KEY);
+    storage("refuses", "azblob://container/refused", "d3Jvbmctc2VjcmV0");
+    api.path_storage("disk", "onprem", &up.folder().join("disk"));
+    api.path_dataset("tree", &source);
+
+    api.begin_migration("refused", "tree", "refuses");
+    let found = api.wait_until("datamigrate", "refused", "/status/message", |message| {
+        message.as_str().is_some_and(|message| message.contains("refused") && message.contains("AuthorizationFailure"))
+    });
+    assert!(!found.to_string().contains("d3Jvbmctc2VjcmV0"), "a secret is shown: {found}");
+    if found["status"]["phase"] != "Failed" {
+        api.fluvial(&["op", "cancel", "refused"]).unwrap();
+    }
+    assert_ne!(api.ended("refused").0, "Complete");
+    assert_eq!(azurite.names(), Vec::<String>::new());
+
+    for storage in ["azure", "disk"] {
+        api.fluvial(&["migrate", "tree", "--to", storage, "--mode", "move", "--wait", "--timeout", "120s"]).unwrap();
+        // The new home counts at once, the old one goes when what is in it is gone.
+        api.wait_until("dataset", "tree", "/status/homes", |homes| homes.as_array().map(Vec::len) == Some(1));
+        let home = api.home("tree", storage);
+        let inside = azurite.names();
+        if storage == "azure" {
+            let below = home.strip_prefix("azblob://container/").unwrap();
+            assert!(inside.contains(&format!("{below}/large.bin")), "plain blobs below {below}: {inside:?}");
+        } else {
+            assert_eq!(inside, Vec::<String>::new(), "what was moved on is not left behind");
+        }
+    }
     assert_eq!(tree::difference(&source, &folder(&api.home("tree", "disk"))), "");
 }
