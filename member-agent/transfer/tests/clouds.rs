@@ -178,6 +178,26 @@ async fn every_kind_of_request_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_without_an_answer_is_not_done_wrong() {
+    for cloud in Cloud::all().into_iter().skip(1) {
+        let bench = Bench::new();
+        make_source(&bench);
+        let seen = Mutex::new(BTreeSet::new());
+        // The first answer of each kind about each object is lost, but to what is only looked at.
+        let proxy = Proxy::start(cloud.port(), move |asked| {
+            let looks = ["GET", "HEAD"].contains(&asked.method.as_str());
+            let first = seen.lock().unwrap().insert(format!("{} {}", asked.method, asked.target));
+            if first && !looks { Act::Lose } else { Act::Pass }
+        });
+        let there = cloud.location_at(proxy.port, "x");
+        copy(job("1", local(&bench.path("source")), there.clone()), bench.context()).await.unwrap();
+        copy(job("2", there.clone(), local(&bench.path("back"))), bench.context()).await.unwrap();
+        assert_same(&bench.path("source"), &bench.path("back"));
+        remove_tree(&there).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_damaged_on_its_way_is_not_taken_for_a_copy() {
     for cloud in Cloud::all() {
         // A part, a file and a link.

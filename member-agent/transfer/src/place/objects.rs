@@ -9,6 +9,7 @@
 
 mod azblob;
 mod gcs;
+mod manner;
 mod open;
 mod oss;
 
@@ -21,9 +22,10 @@ use bytes::Bytes;
 use fluvial_model::manifest::{Entry, File, RelativePath};
 use futures::{StreamExt, TryStreamExt, stream};
 use opendal::layers::{RetryEvent, RetryInterceptor, RetryLayer};
-use opendal::{Lister, Metadata, Operator, Writer};
+use opendal::{ErrorKind, Lister, Metadata, Operator, Writer};
 use tokio::sync::mpsc;
 
+use self::manner::{Manner, Version};
 use super::dal::{Dal, mtime_of};
 use super::http::{FIRST_PAUSE, LONGEST_PAUSE, REQUEST_LIMIT, TRIES, body_limit};
 use super::s3::{parse_seconds, show_seconds};
@@ -43,36 +45,6 @@ const DEFAULT_MODE: u32 = 0o644;
 const LINK_LIMIT: u64 = 4096;
 /// Metadata: decimal seconds since the epoch.
 const MTIME: &str = "mtime";
-
-/// What the stores differ in.
-struct Manner {
-    version: Version,
-    /// Metadata: octal permission bits.
-    mode: &'static str,
-    /// Metadata: `symlink` on an object that holds the target of a link.
-    kind: &'static str,
-    parts: PartLimits,
-    /// The most that a page of a listing can have.
-    page: usize,
-    /// Why a key cannot be written, if it cannot.
-    refuses: fn(&str) -> Option<&'static str>,
-}
-
-/// What tells the versions of an object apart.
-enum Version {
-    ETag,
-    Generation,
-}
-
-impl Manner {
-    fn version_of<'a>(&self, metadata: &'a Metadata) -> Option<&'a str> {
-        let version = match self.version {
-            Version::ETag => metadata.etag(),
-            Version::Generation => metadata.version(),
-        };
-        version.filter(|version| !version.is_empty())
-    }
-}
 
 /// A prefix of a bucket.
 pub(crate) struct Objects {
@@ -178,6 +150,17 @@ impl Objects {
         match self.manner.version_of(said) {
             Some(version) => Ok(tag(version, size)),
             None => Ok(self.stat(path).await?.tag),
+        }
+    }
+
+    /// The tag of a file in parts that is no longer known: it was completed, if it is there, by a try whose answer was lost. Its
+    /// contents are read back, as all are.
+    async fn completed(&self, path: &RelativePath, file: &File) -> Result<Tag, TransferError> {
+        let found = self.stat(path).await?;
+        let same = |there: &File| (there.size, there.mtime_ns, there.mode) == (file.size, file.mtime_ns, file.mode);
+        match &found.entry {
+            Entry::File(there) if same(there) => Ok(found.tag),
+            _ => Err(self.not_there("complete", path)),
         }
     }
 
@@ -434,9 +417,13 @@ impl Place for Objects {
         entry.taken = None;
         // The last part is sent with it.
         let close = self.dal.in_time("complete", STEP_LIMIT + body_limit(file.size), entry.writer.close()).await?;
-        let said = close.map_err(|error| self.dal.failed("complete", path.as_str(), &error))?;
+        let tag = match close {
+            Ok(said) => self.written(path, &said, file.size).await?,
+            Err(error) if error.kind() == ErrorKind::NotFound => self.completed(path, file).await?,
+            Err(error) => return Err(self.dal.failed("complete", path.as_str(), &error)),
+        };
         self.forget(upload);
-        self.written(path, &said, file.size).await
+        Ok(tag)
     }
 
     async fn abort(&self, path: &RelativePath, upload: &str) -> Result<(), TransferError> {

@@ -43,6 +43,8 @@ pub enum Act {
     Swap(&'static str, &'static str),
     /// The lines of the answer's head for which this is false are left out, and others are as it makes them.
     EditAnswer(Edit),
+    /// The store does it, but its answer does not come.
+    Lose,
     /// Answered with this, from the status on, without asking the store.
     Answer(String),
 }
@@ -117,6 +119,9 @@ fn pass(mut client: TcpStream, store: u16, seen: &Mutex<Vec<String>>, rule: &dyn
     upstream.write_all(once.as_bytes()).ok()?;
     upstream.write_all(&body).ok()?;
     let (answer, first) = head(&mut upstream)?;
+    if matches!(act, Act::Lose) {
+        return None;
+    }
     let answer = match &act {
         Act::EditAnswer(edit) => {
             let lines: Vec<_> = answer.trim_end().split("\r\n").filter_map(edit).collect();

@@ -3,8 +3,9 @@
 use opendal::{Operator, services};
 use reqwest::redirect::Policy;
 
+use super::Objects;
+use super::manner::{Manner, Version};
 use super::open::{Opened, endpoint_of, known_options, split};
-use super::{Manner, Objects, Version};
 use crate::TransferError;
 use crate::location::Location;
 use crate::place::PartLimits;

@@ -11,8 +11,9 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::Value;
 
+use super::Objects;
+use super::manner::{Manner, Version};
 use super::open::{Opened, endpoint_of, known_options, refuses, split};
-use super::{Manner, Objects, Version};
 use crate::TransferError;
 use crate::location::Location;
 use crate::place::PartLimits;

@@ -15,8 +15,9 @@ use reqsign_aliyun_oss::{Credential, RequestSigner, SigningVersion, StaticCreden
 use reqsign_core::{Context, Signer};
 use reqwest::redirect::Policy;
 
+use super::Objects;
+use super::manner::{Manner, Version};
 use super::open::{Opened, endpoint_of, known_options, refuses, split};
-use super::{Manner, Objects, Version};
 use crate::TransferError;
 use crate::location::Location;
 use crate::place::PartLimits;
