@@ -255,6 +255,19 @@ impl EngineError {
             | Self::Index { .. } => false,
         }
     }
+
+    /// Whether a disk has no room left.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            // The second one: no room for what SQLite shares between those who have the index open.
+            Self::Index { source, .. } => source.sqlite_error().is_some_and(|error| {
+                error.code == rusqlite::ErrorCode::DiskFull
+                    || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+            }),
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
 }
 
 /// Something that holds versions of datasets. The suite in `contract` says what each call promises.

@@ -35,6 +35,8 @@ const UNFINISHED: &str = "unfinished";
 const OPENED_GRAIN: i64 = 30;
 /// Files that are synced together.
 const SYNCED_AT_ONCE: usize = 512;
+/// Bytes that make way at a time for an index on a full disk.
+const WAY: u64 = 16 << 20;
 /// Files are not left unsynced for longer, as long as others come.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// How long a tier is left alone whose file system refused something.
@@ -93,8 +95,20 @@ fn key(tier: &Tier) -> String {
 }
 
 impl Store {
-    /// Opens the tiers and forgets what index and disk do not agree on.
+    /// Opens the tiers and forgets what index and disk do not agree on. On a disk that is full, cached files make way for
+    /// the index.
     pub(super) fn open(index: &Path, tiers: Vec<Tier>) -> Result<Arc<Self>, EngineError> {
+        loop {
+            match Self::open_now(index, tiers.clone()) {
+                Err(error) if error.is_full() && make_way(&tiers) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cached files make way on a full disk");
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_now(index: &Path, tiers: Vec<Tier>) -> Result<Arc<Self>, EngineError> {
         for dir in index.parent().into_iter().chain(tiers.iter().map(|tier| tier.dir.as_path())) {
             fs::create_dir_all(dir).map_err(failed("make directory", dir))?;
         }
@@ -318,6 +332,28 @@ fn rests(trouble: &Option<(Instant, String)>) -> bool {
 /// The file of an object: two hex digits of fan-out.
 fn place(tier: &Tier, id: &str) -> PathBuf {
     tier.dir.join(OBJECTS).join(id.get(..2).unwrap_or("00")).join(id)
+}
+
+/// Removes some cached files, whichever they are: what was begun, or else [`WAY`] bytes of what is complete. False if there
+/// is nothing left to remove.
+fn make_way(tiers: &[Tier]) -> bool {
+    let mut removed = 0;
+    for tier in tiers {
+        let begun = entries(&tier.dir.join(UNFINISHED)).unwrap_or_default();
+        let shelves = entries(&tier.dir.join(OBJECTS)).unwrap_or_default();
+        let complete = shelves.into_iter().flat_map(|shelf| entries(&shelf.path()).unwrap_or_default());
+        for file in begun.into_iter().chain(complete) {
+            let bytes = file.metadata().map_or(0, |found| found.len()).max(1);
+            if removed < WAY && fs::remove_file(file.path()).is_ok() {
+                removed += bytes;
+            }
+        }
+        // What was removed can be used again when the file system has noted it.
+        if let Err(error) = sync_tier(tier) {
+            tracing::warn!(%error, dir = %tier.dir.display(), "a tier cannot be synced");
+        }
+    }
+    removed > 0
 }
 
 /// Looks at files that may not have been on the disk when the machine went down, and forgets those that are not right.

@@ -337,3 +337,40 @@ async fn the_second_cold_reader_of_the_same_order_waits_for_fewer_files() {
     assert_eq!(misses[0], 150, "nothing was known before");
     assert!(misses[1] <= 40, "{} files had to be waited for from their beginning", misses[1]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cached_files_make_way_for_the_index_on_a_full_disk() {
+    let bed = Bed::new(open);
+    let names: Vec<String> = (0..8).map(|number| number.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.iter().for_each(|name| bed.write(name, &vec![7; 1 << 20], 1));
+    let request = bed.request("set", bed.version(&names, false));
+    let disk = tempfile::tempdir().unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), disk.path(), Some("tmpfs"), flags, Some("size=12m")).expect("root can mount");
+    let unmount = Unmount(disk.path().to_owned());
+    let engine = open_cache(disk.path(), &bed.blocks, &[("SSD", 1 << 30)]);
+    engine.prepare(&request).await.unwrap();
+    assert_eq!(engine.load(&request).await.unwrap(), Loaded::Complete);
+    // As after SIGKILL: nothing is noted as synced.
+    without_upkeep(&engine);
+    drop(engine);
+    let mut ballast = fs::File::create(disk.path().join("ballast")).unwrap();
+    while std::io::Write::write_all(&mut ballast, &[1; 4096]).is_ok() {}
+
+    let engine = open_cache(disk.path(), &bed.blocks, &[("SSD", 1 << 30)]);
+    let held = engine.status("uid-set").await.unwrap().unwrap().cached_files;
+    assert!(held < 8, "{held} files are left, and the index was written");
+    engine.prepare(&request).await.unwrap();
+    let file = engine.open("uid-set", request.root, &RelativePath::parse("3").unwrap()).await.unwrap();
+    drop((file, engine, unmount));
+}
+
+/// Takes a disk away, whatever is still open on it.
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
