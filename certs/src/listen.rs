@@ -10,6 +10,7 @@
 
 pub mod accept;
 mod connection;
+pub mod reverse;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use hyper::body::Incoming;
+use tokio::io::DuplexStream;
 use tokio::sync::watch;
 
 pub use self::accept::{RunningServer, serve};
@@ -69,4 +71,10 @@ pub trait Front: Send + Sync + 'static {
 
     /// Answers one request.
     fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Answer;
+
+    /// Takes a connection whose other end wants to be asked, for the purpose that it names ([`reverse`]): what carries its
+    /// bytes. Nothing if nobody waits for it.
+    fn reversed(&self, _peer: &Peer, _purpose: &str) -> Option<DuplexStream> {
+        None
+    }
 }

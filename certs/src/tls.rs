@@ -27,6 +27,8 @@ use crate::revocation::DenyList;
 
 /// ALPN of HTTP/2: what gRPC speaks.
 pub const ALPN_H2: &[u8] = b"h2";
+/// ALPN of a connection whose other end asks: HTTP/2 in which who was dialled is the client ([`crate::listen::reverse`]).
+pub const ALPN_REVERSE: &[u8] = b"fluvial-reverse";
 /// ALPN of HTTP/1.1: browsers and scripts.
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 
@@ -72,7 +74,7 @@ pub fn server_config(bundle: &Bundle) -> Result<ServerConfig, Error> {
         .with_client_cert_verifier(verifier)
         .with_single_cert(bundle.chain().to_vec(), bundle.key())
         .map_err(Error::Credentials)?;
-    config.alpn_protocols = protocols(&[ALPN_H2, ALPN_HTTP1]);
+    config.alpn_protocols = protocols(&[ALPN_H2, ALPN_HTTP1, ALPN_REVERSE]);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -122,7 +124,7 @@ pub fn pinned_client_config(pin: SpkiPin, alpn: &[&[u8]]) -> Result<ClientConfig
 }
 
 /// For one agent that calls another: presents the bundle, trusts its roots, and speaks to nobody but `expected`, whatever
-/// the address is called. Agents' certificates name no host: who they are is their identity.
+/// the address is called, by the protocol `alpn`. Agents' certificates name no host: who they are is their identity.
 ///
 /// # Errors
 /// Credentials or roots that rustls cannot use.
@@ -131,6 +133,7 @@ pub fn peer_client_config(
     trust_domain: TrustDomain,
     expected: Identity,
     denied: Arc<DenyList>,
+    alpn: &[u8],
 ) -> Result<ClientConfig, Error> {
     let provider = provider();
     let roots = root_store(bundle.roots())?;
@@ -142,7 +145,7 @@ pub fn peer_client_config(
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_auth_cert(bundle.chain().to_vec(), bundle.key())
         .map_err(Error::Credentials)?;
-    Ok(finished(config, &[ALPN_H2]))
+    Ok(finished(config, &[alpn]))
 }
 
 fn finished(mut config: ClientConfig, alpn: &[&[u8]]) -> ClientConfig {

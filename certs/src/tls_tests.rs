@@ -290,7 +290,7 @@ fn an_agent_speaks_to_the_agent_that_it_called_and_to_nobody_else() {
     let denied = Arc::new(DenyList::default());
     let call = |expected: &Identity, answers: Bundle| {
         let ours = site.bundle(&cluster("b"));
-        let client = peer_client_config(&ours, trust_domain(), expected.clone(), denied.clone()).unwrap();
+        let client = peer_client_config(&ours, trust_domain(), expected.clone(), denied.clone(), ALPN_H2).unwrap();
         let answering = Reloadable::new(answers, &[ALPN_H2]).unwrap();
         connect(Arc::new(client), answering.server_config(), "agent.invalid")
     };

@@ -6,11 +6,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluvial_certs::{Identity, Reloadable, TrustDomain, tls};
+use fluvial_certs::tls::{self, ALPN_H2};
+use fluvial_certs::{Identity, Reloadable, TrustDomain};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::connect::{self, CONNECT_TIMEOUT};
@@ -44,31 +46,43 @@ impl Dialler {
     /// When the address is none.
     pub fn channel(&self, address: &str, expected: &Identity) -> Result<Channel, connect::Error> {
         let address = connect::address(address)?;
-        // The scheme says that tonic adds no TLS of its own: the connector does it.
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|source| connect::Error::Connect { address: address.clone(), source })?
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_TIMEOUT);
+        let endpoint = endpoint(&address)?;
         let (dialler, expected) = (self.clone(), expected.clone());
         let dial = move |_: http::Uri| {
             let (dialler, expected, address) = (dialler.clone(), expected.clone(), address.clone());
-            async move {
-                let connected = tokio::time::timeout(CONNECT_TIMEOUT, dialler.dial(&address, expected)).await;
-                connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TokioIo::new)
-            }
+            async move { dialler.dial(&address, &expected, ALPN_H2).await.map(TokioIo::new) }
         };
         Ok(endpoint.connect_with_connector_lazy(tower::service_fn(dial)))
     }
 
-    async fn dial(&self, address: &str, expected: Identity) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    /// A connection to `expected` at `address` (`HOST:PORT`) that speaks the protocol `alpn`, within [`CONNECT_TIMEOUT`].
+    ///
+    /// # Errors
+    /// What the network or TLS report.
+    pub async fn dial(&self, address: &str, expected: &Identity, alpn: &[u8]) -> io::Result<TlsStream<TcpStream>> {
         let bundle = self.credentials.current().bundle.clone();
-        let config = tls::peer_client_config(&bundle, self.trust_domain.clone(), expected, self.denied.list());
-        let tcp = TcpStream::connect(address).await?;
-        tcp.set_nodelay(true)?;
+        let (domain, denied) = (self.trust_domain.clone(), self.denied.list());
+        let config =
+            tls::peer_client_config(&bundle, domain, expected.clone(), denied, alpn).map_err(io::Error::other)?;
         // Agents' certificates name no host: the verifier looks at the identity.
         let name = ServerName::try_from("agent.invalid").map_err(io::Error::other)?;
-        TlsConnector::from(Arc::new(config.map_err(io::Error::other)?)).connect(name, tcp).await
+        let connect = async {
+            let tcp = TcpStream::connect(address).await?;
+            tcp.set_nodelay(true)?;
+            TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, connect).await?
     }
+}
+
+/// What channels to other agents have in common.
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, connect::Error> {
+    // The scheme says that tonic adds no TLS of its own: the connector does it.
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|source| connect::Error::Connect { address: address.to_owned(), source })?
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT);
+    Ok(endpoint)
 }

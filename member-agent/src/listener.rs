@@ -1,4 +1,4 @@
-//! Where other agents reach this one: mTLS, a rule for every service, and nothing without a rule.
+//! How other agents reach this one, at its port or by a connection that it dialled for them: mTLS, a rule for every service, and nothing without a rule.
 //!
 //! | service | who may call it |
 //! |---|---|
@@ -21,10 +21,12 @@ use fluvial_proto::v1::relay_service_server::SERVICE_NAME as RELAY;
 use fluvial_proto::v1::share_service_server::SERVICE_NAME as SHARE;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 
 use crate::denied::Denials;
+use crate::relay::Awaited;
 
 /// Connections at a time: the nodes of a cluster, twice while one reconnects, and some peers.
 const MAX_CONNECTIONS: usize = 1024;
@@ -78,9 +80,8 @@ impl Port {
     ///
     /// # Errors
     /// If the port has no address any more.
-    pub fn serve(self, rules: Rules, services: axum::Router, guard: Guard) -> std::io::Result<RunningServer> {
-        let front = AgentFront { rules, guard: guard.clone(), services };
-        listen::serve(self.listener, guard, Arc::new(front), MAX_CONNECTIONS)
+    pub fn serve(self, front: AgentFront) -> std::io::Result<RunningServer> {
+        listen::serve(self.listener, front.guard.clone(), Arc::new(front), MAX_CONNECTIONS)
     }
 }
 
@@ -118,10 +119,14 @@ impl Rules {
     }
 }
 
-struct AgentFront {
-    rules: Rules,
-    guard: Guard,
-    services: axum::Router,
+/// What stands before the services of an agent, whoever dialled.
+#[derive(Clone)]
+pub struct AgentFront {
+    pub rules: Rules,
+    pub guard: Guard,
+    pub services: axum::Router,
+    /// The connections of other agents that this one waits for.
+    pub awaited: Awaited,
 }
 
 impl AgentFront {
@@ -157,6 +162,13 @@ impl Front for AgentFront {
                 Err(never) => match never {},
             }
         })
+    }
+
+    fn reversed(&self, peer: &Peer, purpose: &str) -> Option<DuplexStream> {
+        match &peer.verified.as_ref()?.identity {
+            Identity::Cluster { name } => self.awaited.take(name, purpose),
+            _ => None,
+        }
     }
 }
 

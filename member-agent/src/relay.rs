@@ -1,12 +1,14 @@
 //! ⑤ Relays: an agent reads, through another one, what it does not reach itself.
 //!
 //! The hub has the source's agent serve the sources of one migration to one cluster ([`serve`]); the target's agent reads
-//! them as a place ([`place`]), so that copying, resuming and verifying are as for any other source.
+//! them as a place ([`place`]), so that copying, resuming and verifying are as for any other source. Whichever of the two
+//! listens is dialled; if that is the target's, the source's dials it and answers on that connection ([`reverse`]).
 //!
 //! Invariants: nobody but the assignment's cluster reads, nothing but the assignment's sources, and only for as long as
 //! the assignment stands; a file is read as exactly the version that was listed.
 
 pub mod place;
+pub mod reverse;
 pub mod serve;
 
 use fluvial_model::manifest::{Entry, File, RelativePath};
@@ -14,6 +16,7 @@ use fluvial_proto::v1;
 use fluvial_transfer::place::{Found, Tag};
 
 pub use place::RelayPlace;
+pub use reverse::Awaited;
 pub use serve::Relays;
 
 fn to_wire(found: Found) -> v1::RelayEntry {

@@ -31,7 +31,7 @@ use crate::denied::{self, Denials};
 use crate::dial::Dialler;
 use crate::identity::{self, AgentFile, DataDir};
 use crate::ledger::{self, Ledger};
-use crate::listener::{self, Port, Rules};
+use crate::listener::{self, AgentFront, Port, Rules};
 use crate::memory::MemoryLimit;
 use crate::mounts::{self, Mounts};
 use crate::nodes::Nodes;
@@ -40,7 +40,7 @@ use crate::rates::Rates;
 use crate::reconciler;
 use crate::reconciler::apply::Runner;
 use crate::reconciler::work::{self, Works};
-use crate::relay::Relays;
+use crate::relay::{Awaited, Relays};
 use crate::share::{Shares, Sharing};
 use crate::uplink::{Uplink, UplinkState};
 
@@ -182,9 +182,22 @@ impl Agent {
             if leads { sharing.clone() } else { watch::Sender::default() },
         );
         let rates = Rates::default();
+        let relays = Relays::new(memory.relayed());
+        let services = Routes::new(RelayServiceServer::new(relays.clone()))
+            .add_service(AgentServiceServer::new(nodes.clone()))
+            .add_service(ShareServiceServer::new(Shares::new(cache, memory.served())))
+            .prepare()
+            .into_axum_router();
+        let front = AgentFront {
+            rules: Rules { cluster: agent.cluster.clone(), leads },
+            guard: listener::guard(credentials.clone(), trust_domain, &denied),
+            services,
+            awaited: Awaited::default(),
+        };
         let peers = work::Peers {
             dialler: dialler.clone(),
-            relays: Relays::new(memory.relayed()),
+            relays,
+            front: front.clone(),
             listens: port.is_some(),
             nodes: nodes.clone(),
             node: node.node.clone(),
@@ -201,16 +214,7 @@ impl Agent {
         };
         let said = watch::Sender::new(profile.describe().await);
         let server = match port {
-            Some(port) => {
-                let rules = Rules { cluster: agent.cluster.clone(), leads };
-                let services = Routes::new(RelayServiceServer::new(peers.relays.clone()))
-                    .add_service(AgentServiceServer::new(nodes.clone()))
-                    .add_service(ShareServiceServer::new(Shares::new(cache, memory.served())))
-                    .prepare()
-                    .into_axum_router();
-                let guard = listener::guard(credentials.clone(), trust_domain, &denied);
-                Some(port.serve(rules, services, guard).map_err(StartError::Serve)?)
-            }
+            Some(port) => Some(port.serve(front).map_err(StartError::Serve)?),
             None => None,
         };
 

@@ -14,7 +14,8 @@ use fluvial_engine::contract::Bed;
 use fluvial_engine::{Contents, Engine, EngineError, InFlight, Marks, NodeCache, NodeCacheConfig, Peers, Tier};
 use fluvial_member_agent::denied::Denials;
 use fluvial_member_agent::dial::Dialler;
-use fluvial_member_agent::listener::{self, Port, Rules};
+use fluvial_member_agent::listener::{self, AgentFront, Port, Rules};
+use fluvial_member_agent::relay::Awaited;
 use fluvial_member_agent::share::{Shares, Sharing};
 use fluvial_model::kinds::NodeUsage;
 use fluvial_model::manifest::RelativePath;
@@ -96,7 +97,7 @@ impl Machine {
         let services = Routes::new(ShareServiceServer::new(service)).prepare().into_axum_router();
         let rules = Rules { cluster: "a".to_owned(), leads: false };
         let guard = listener::guard(self.credentials.clone(), domain(), &self.denied);
-        let server = port.serve(rules, services, guard).unwrap();
+        let server = port.serve(AgentFront { rules, guard, services, awaited: Awaited::default() }).unwrap();
         (server, Node { name: self.name.clone(), address, capacity_bytes: 1, leads: false })
     }
 

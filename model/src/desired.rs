@@ -121,7 +121,8 @@ pub struct MigrateWork {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Relay {
     pub cluster: String,
-    /// Where it listens, `HOST:PORT`.
+    /// Where it listens, `HOST:PORT`; empty if nowhere: then it dials.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub address: String,
 }
 
@@ -133,6 +134,9 @@ pub struct ServeWork {
     pub operation: String,
     /// The cluster whose agent may read, and nobody else.
     pub peer: String,
+    /// Where that agent listens, `HOST:PORT`, to be dialled in case that it cannot dial this one; empty if nowhere.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub peer_address: String,
     pub sources: Vec<Endpoint>,
 }
 

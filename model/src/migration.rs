@@ -210,19 +210,20 @@ fn begin(facts: &Facts<'_>, mut status: DataMigrateStatus) -> Next {
     status.phase = OperationPhase::Executing;
     "Planning".clone_into(&mut status.reason);
     status.message = format!("{} by {}", route.name, route.executor);
-    let serving = serving(&work, &route.executor);
+    let serving = serving(facts, &work, &route.executor);
     status.started_time = Some(facts.now);
     "Unfinished".clone_into(&mut status.duration);
     Next { status, assignment: Some((route.executor, work)), serving, cut_over: None, release: false }
 }
 
 /// What the agent must serve through which `executor`'s agent does `work`.
-fn serving(work: &MigrateWork, executor: &str) -> Option<(String, ServeWork)> {
+fn serving(facts: &Facts<'_>, work: &MigrateWork, executor: &str) -> Option<(String, ServeWork)> {
     let through = work.relay.as_ref().filter(|_| !work.cancel)?;
     let serve = ServeWork {
         dataset: work.dataset.clone(),
         operation: work.operation.clone(),
         peer: executor.to_owned(),
+        peer_address: route::address(executor, facts.clusters).to_owned(),
         sources: work.sources.clone(),
     };
     Some((through.cluster.clone(), serve))
@@ -230,9 +231,7 @@ fn serving(work: &MigrateWork, executor: &str) -> Option<(String, ServeWork)> {
 
 /// The agent through which the sources are read, where it listens now.
 fn relay_now(facts: &Facts<'_>, known: &Relay) -> Relay {
-    let cluster = facts.clusters.get(&known.cluster);
-    let address = cluster.and_then(|c| c.status.as_ref()).map(|s| s.address.clone()).filter(|a| !a.is_empty());
-    Relay { cluster: known.cluster.clone(), address: address.unwrap_or_else(|| known.address.clone()) }
+    Relay { cluster: known.cluster.clone(), address: route::address(&known.cluster, facts.clusters).to_owned() }
 }
 
 /// The version already stands at the target: a copy has nothing to do, a move has only the other homes to retire.
@@ -282,7 +281,7 @@ fn running(facts: &Facts<'_>, mut status: DataMigrateStatus, cluster: &str, work
     let keep = |status: DataMigrateStatus, cancel: bool| {
         let relay = work.relay.as_ref().map(|known| relay_now(facts, known));
         let work = MigrateWork { cancel, relay, ..work.clone() };
-        let serving = serving(&work, cluster);
+        let serving = serving(facts, &work, cluster);
         Next { status, assignment: Some((cluster.to_owned(), work)), serving, cut_over: None, release: false }
     };
     status.phase = OperationPhase::Executing;

@@ -4,9 +4,11 @@
 //! on a machine that lies in no Storage may be one file system that several machines see: when nothing else is left, an
 //! agent may try whether it sees the same files. It compares them with the manifest first, so that trying is safe.
 //!
-//! When no agent reaches both ends, the target's agent reads through the source's (`relay`), if that one can be dialled.
+//! When no agent reaches both ends, the target's agent reads through the source's (`relay`), if one of the two listens:
+//! it is the other one that dials.
 //!
-//! Deliberately absent: prices, and relays through a hub or towards a source's agent that listens nowhere.
+//! Deliberately absent: prices, relays through a hub, and whether an address can be dialled from where the other agent is: the
+//! agents find out, and have the other way if both listen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -217,7 +219,8 @@ pub fn choose(sources: &[Source], target: &Storage, clusters: &BTreeMap<String, 
         for source in sources {
             match relay(source, target_cluster, clusters) {
                 Ok(relay) => {
-                    let why = format!("chosen: {}", relay_plan(source, target_cluster, &relay.cluster));
+                    let dials = if relay.address.is_empty() { ", which dials it" } else { "" };
+                    let why = format!("chosen: {}{dials}", relay_plan(source, target_cluster, &relay.cluster));
                     let refused = refused.into_iter().map(|r| format!("refused: {r}"));
                     let reasons = std::iter::once(why).chain(refused).collect();
                     let (executor, source) = (target_cluster.to_owned(), source.clone());
@@ -252,12 +255,17 @@ fn relay_plan(source: &Source, target: &str, through: &str) -> String {
 fn relay(source: &Source, target: &str, clusters: &BTreeMap<String, Cluster>) -> Result<Relay, Option<String>> {
     let owner = source.cluster.as_deref().filter(|owner| *owner != target).ok_or(None)?;
     let plan = || relay_plan(source, target, owner);
-    let cluster = clusters.get(owner).filter(|cluster| is_there(cluster)).ok_or(None)?;
-    let address = cluster.status.as_ref().map(|status| status.address.clone()).unwrap_or_default();
-    if address.is_empty() {
-        return Err(Some(format!("{}: it listens nowhere: run it with --listen and --advertise", plan())));
+    clusters.get(owner).filter(|cluster| is_there(cluster)).ok_or(None)?;
+    let address = address(owner, clusters);
+    if address.is_empty() && self::address(target, clusters).is_empty() {
+        return Err(Some(format!("{}: neither listens: run one of them with --listen and --advertise", plan())));
     }
-    Ok(Relay { cluster: owner.to_owned(), address })
+    Ok(Relay { cluster: owner.to_owned(), address: address.to_owned() })
+}
+
+/// Where a cluster's agent listens; empty if nowhere, or if that is not known.
+pub(crate) fn address<'a>(cluster: &str, clusters: &'a BTreeMap<String, Cluster>) -> &'a str {
+    clusters.get(cluster).and_then(|c| c.status.as_ref()).map_or("", |status| &status.address)
 }
 
 fn place(source: &Source) -> String {
@@ -344,21 +352,28 @@ mod tests {
         let refused = choose(&[source("a", "file:///src")], &storage("b", "file:///dst"), &ready).unwrap_err();
         assert!(!refused.may_change);
         assert_eq!(refused.reasons.len(), 3);
-        assert!(refused.reasons[2].contains("relay from mounts by b through a: it listens nowhere"));
+        assert!(refused.reasons[2].contains("relay from mounts by b through a: neither listens"));
     }
 
     #[test]
-    fn who_reaches_no_source_reads_through_an_agent_that_listens() {
+    fn who_reaches_no_source_reads_through_another_agent_if_one_of_them_listens() {
         let mut ready = clusters(&[("a", ClusterState::Ready), ("b", ClusterState::Ready)]);
-        let listens = |address: &str, machine: &str, clusters: &mut BTreeMap<String, Cluster>| {
-            let status = clusters.get_mut("a").unwrap().status.as_mut().unwrap();
-            (status.address, status.machine) = (address.to_owned(), machine.to_owned());
+        let listens = |cluster: &str, address: &str, clusters: &mut BTreeMap<String, Cluster>| {
+            address.clone_into(&mut clusters.get_mut(cluster).unwrap().status.as_mut().unwrap().address);
         };
-        listens("10.0.0.1:7500", "m1", &mut ready);
+        listens("a", "10.0.0.1:7500", &mut ready);
+        ready.get_mut("a").unwrap().status.as_mut().unwrap().machine = "m1".to_owned();
         let local = source("a", "file:///src");
         let route = choose(std::slice::from_ref(&local), &storage("b", "file:///dst"), &ready).unwrap();
         assert_eq!((route.name, route.executor.as_str(), route.reasons.len()), ("relay", "b", 3));
         assert_eq!(route.relay, Some(Relay { cluster: "a".to_owned(), address: "10.0.0.1:7500".to_owned() }));
+        assert_eq!(route.reasons[0], "chosen: relay from mounts by b through a");
+        let mut behind = clusters(&[("a", ClusterState::Ready), ("b", ClusterState::Ready)]);
+        listens("b", "10.0.0.2:7500", &mut behind);
+        let route = choose(std::slice::from_ref(&local), &storage("b", "file:///dst"), &behind).unwrap();
+        assert_eq!((route.name, route.executor.as_str()), ("relay", "b"), "who reads is the same, whoever dials");
+        assert_eq!(route.relay, Some(Relay { cluster: "a".to_owned(), address: String::new() }));
+        assert_eq!(route.reasons[0], "chosen: relay from mounts by b through a, which dials it");
         let direct = choose(&[source("a", "file:///src")], &storage("b", "s3://bucket/x"), &ready).unwrap();
         assert_eq!((direct.name, direct.relay), ("push", None), "who reaches both ends needs nobody");
 

@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use fluvial_tests::federation::{Federation, Up};
+use fluvial_tests::federation::{DEADLINE, Federation, Up};
 use fluvial_tests::tree;
+use fluvial_tests::wait::wait_for;
 
 /// The folder that a `file://` home is.
 fn folder(uri: &str) -> PathBuf {
@@ -14,8 +16,13 @@ fn folder(uri: &str) -> PathBuf {
 
 /// Two members with a disk each, the dataset `tree` on that of `a`, the Storage `there` on that of `b`.
 fn two_disks(federation: &mut Federation, arguments: &[&str]) -> PathBuf {
-    federation.member_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-    for name in ["a", "b"] {
+    two_disks_of(federation, [arguments, arguments])
+}
+
+/// The same, whose members have arguments of their own.
+fn two_disks_of(federation: &mut Federation, arguments: [&[&str]; 2]) -> PathBuf {
+    for (name, arguments) in ["a", "b"].into_iter().zip(arguments) {
+        federation.member_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         federation.add_member(name);
         federation.api.wait_until("cluster", name, "/status/state", |state| state == "Ready");
     }
@@ -27,6 +34,13 @@ fn two_disks(federation: &mut Federation, arguments: &[&str]) -> PathBuf {
     api.path_storage("there", "b", &federation.folder().join("there"));
     api.path_dataset("tree", &source);
     source
+}
+
+/// Slow enough to be killed three times in mid-copy, however fast the machine is.
+fn slow(federation: &Federation) {
+    let link = "apiVersion: fluvial.io/v1alpha1\nkind: Link\nmetadata: { name: slow }\n\
+                spec: { from: a, to: b, bandwidthBytesPerSecond: 8388608 }\n";
+    federation.api.apply(link).unwrap();
 }
 
 fn same(federation: &Federation, source: &Path) {
@@ -41,12 +55,7 @@ fn either_agent_is_killed_in_mid_copy_and_the_copy_goes_on() {
     let plan = api.fluvial(&["migrate", "tree", "--to", "there", "--dry-run"]).unwrap();
     assert!(plan.contains("relay by b through a"), "{plan}");
 
-    // Slow enough to be killed three times, however fast the machine is.
-    api.apply(
-        "apiVersion: fluvial.io/v1alpha1\nkind: Link\nmetadata: { name: slow }\n\
-         spec: { from: a, to: b, bandwidthBytesPerSecond: 8388608 }\n",
-    )
-    .unwrap();
+    slow(&federation);
     api.begin_migration("over", "tree", "there");
     for killed in ["a", "b", "a"] {
         assert_eq!(api.in_mid_copy("over"), "b", "the target's agent copies");
@@ -62,6 +71,53 @@ fn either_agent_is_killed_in_mid_copy_and_the_copy_goes_on() {
     assert_eq!(left, serde_json::json!([{ "n": 0 }]));
     let log = federation.log("member-a");
     assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn an_agent_that_nobody_can_dial_dials_the_one_that_reads() {
+    let listen = ["--listen", "127.0.0.1:0"];
+    let mut federation = Federation::start(1, &[]);
+    let source = two_disks_of(&mut federation, [&[], &listen]);
+    let api = federation.api.clone();
+    api.wait_until("cluster", "b", "/status/address", |address| address.as_str().is_some_and(|a| !a.is_empty()));
+    let plan = api.fluvial(&["migrate", "tree", "--to", "there", "--dry-run"]).unwrap();
+    assert!(plan.contains("relay by b through a") && plan.contains("through a, which dials it"), "{plan}");
+
+    slow(&federation);
+    api.begin_migration("over", "tree", "there");
+    for killed in ["b", "a", "b"] {
+        assert_eq!(api.in_mid_copy("over"), "b", "the target's agent copies");
+        federation.kill_member(killed);
+        let arguments: &[&str] = if killed == "b" { &listen } else { &[] };
+        federation.member_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        federation.run_member(killed);
+    }
+    api.complete("over");
+    same(&federation, &source);
+}
+
+#[test]
+fn an_agent_whose_address_nobody_reaches_dials_too_and_a_cancelled_copy_leaves_nothing() {
+    let mut federation = Federation::start(1, &[]);
+    // As behind a NAT: it listens for the nodes of its own cluster, at an address that is good for nobody else.
+    let inside: &[&str] = &["--listen", "127.0.0.1:0", "--advertise", "127.0.0.1:9"];
+    let source = two_disks_of(&mut federation, [inside, &["--listen", "127.0.0.1:0"]]);
+    let api = federation.api.clone();
+    api.wait_until("cluster", "b", "/status/address", |address| address.as_str().is_some_and(|a| !a.is_empty()));
+    slow(&federation);
+    api.begin_migration("first", "tree", "there");
+    assert_eq!(api.in_mid_copy("first"), "b");
+    api.fluvial(&["op", "cancel", "first"]).unwrap();
+    assert_eq!(api.ended("first").0, "Cancelled");
+    wait_for(DEADLINE, "an empty target", || {
+        let found = Command::new("find").arg(federation.folder().join("there")).args(["-type", "f"]).output().unwrap();
+        if found.stdout.is_empty() { Ok(()) } else { Err(String::from_utf8_lossy(&found.stdout).into_owned()) }
+    });
+
+    api.fluvial(&["delete", "link", "slow"]).unwrap();
+    api.begin_migration("second", "tree", "there");
+    api.complete("second");
+    same(&federation, &source);
 }
 
 #[test]

@@ -8,8 +8,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -132,7 +131,8 @@ impl Acceptor {
                 },
             };
             let Some(peer) = identify(&stream, address, &guard) else { return };
-            Connection { stream, peer, guard, front, ending, tasks }.run().await;
+            let connection = Connection { stream, peer, guard, front, ending, tasks };
+            if connection.is_reverse() { connection.hand_over().await } else { connection.run().await }
         });
     }
 }
@@ -140,11 +140,11 @@ impl Acceptor {
 async fn handshake(socket: TcpStream, guard: &Guard, handshakes: &Semaphore) -> io::Result<TlsStream<TcpStream>> {
     socket.set_nodelay(true)?;
     let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
-    TlsAcceptor::from(guard.credentials.server_config()).accept(socket).await
+    TlsAcceptor::from(guard.credentials.server_config()).accept(socket).await.map(TlsStream::Server)
 }
 
-/// Who connected; nothing if it showed a certificate that says nothing we know.
-fn identify(stream: &TlsStream<TcpStream>, address: SocketAddr, guard: &Guard) -> Option<Peer> {
+/// Who is at the other end; nothing if it showed a certificate that says nothing we know.
+pub(super) fn identify(stream: &TlsStream<TcpStream>, address: SocketAddr, guard: &Guard) -> Option<Peer> {
     let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) else {
         return Some(Peer { address, verified: None });
     };

@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use jiff::Timestamp;
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -88,7 +88,7 @@ impl Connection {
 }
 
 /// Returns when the connection may no longer exist, with the reason.
-async fn must_end(peer: &Peer, guard: &Guard) -> &'static str {
+pub(super) async fn must_end(peer: &Peer, guard: &Guard) -> &'static str {
     let Some(verified) = &peer.verified else {
         tokio::time::sleep(ANONYMOUS_LIFE).await;
         return "without a certificate a connection is short";

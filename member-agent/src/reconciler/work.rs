@@ -5,16 +5,14 @@
 //! says so; what somebody has to change ends the work with a problem.
 
 mod backup;
+mod relay;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluvial_certs::Identity;
 use fluvial_engine::{CacheRequest, Engine, Loaded};
-use fluvial_model::desired::{
-    CacheWork, MigrateWork, MountWork, Relay, RemoveWork, RestoreWork, ScanWork, ServeWork, Work,
-};
+use fluvial_model::desired::{CacheWork, MigrateWork, MountWork, RemoveWork, RestoreWork, ScanWork, Work};
 use fluvial_model::kinds::{self, MigrateVerify};
 use fluvial_model::report::{
     BackupReport, CacheReport, MigratePhase, MigrateReport, MountReport, Problem, RemoveReport, Report,
@@ -22,10 +20,8 @@ use fluvial_model::report::{
 };
 use fluvial_mount::serve::Shows;
 use fluvial_transfer::listing::OpenMount;
-use fluvial_transfer::place::Place;
 use fluvial_transfer::place::limited::{Limit, Limited};
-use fluvial_transfer::place::readonly::ReadOnly;
-use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Location, Progress, SourceMount, Verify};
+use fluvial_transfer::{BlockStore, CopyContext, CopyJob, Journal, Progress, Verify};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -36,11 +32,12 @@ use super::report::{self, Trouble};
 use crate::blocks::{self, HubLink};
 use crate::dial::Dialler;
 use crate::ledger::{Assignment, Ledger, Secrets};
+use crate::listener::AgentFront;
 use crate::memory::{COPIES, MemoryLimit};
 use crate::mounts::{self, MountWish, Mounts};
 use crate::nodes::Nodes;
 use crate::rates::Rates;
-use crate::relay::{RelayPlace, Relays};
+use crate::relay::Relays;
 
 /// Scans at a time: each is a listing with its database and a few connections.
 const SCANS: usize = 4;
@@ -62,6 +59,8 @@ pub struct Peers {
     pub dialler: Dialler,
     /// What is served to them.
     pub relays: Relays,
+    /// Answers them, and knows which of their connections are waited for.
+    pub front: AgentFront,
     /// Whether this agent can be called.
     pub listens: bool,
     /// The other machines of this cluster; none know of others.
@@ -393,47 +392,6 @@ impl Works {
                 return Err(Trouble::Cancelled);
             }
         }
-    }
-
-    /// Serves sources to another agent, for as long as it is wanted.
-    async fn serve(&self, id: &str, generation: u64, work: &ServeWork, secrets: &Secrets) -> Result<Report, Trouble> {
-        if !self.peers.listens {
-            let message = "serve sources: this agent listens nowhere: run it with --listen and --advertise".to_owned();
-            return Err(Trouble::Problem(Problem { reason: "Unsupported".to_owned(), message, retrying: false }));
-        }
-        let mounts = locate::mounts(&work.sources, secrets)?;
-        let places = mounts.iter().map(|mount| mount.location.open()).collect::<Result<_, _>>()?;
-        let _served = self.peers.relays.serve(&work.operation, &work.peer, places);
-        self.tell(id, generation, Report::Serve(ServeReport { problem: None })).await?;
-        std::future::pending().await
-    }
-
-    /// The sources of a migration, as this agent reads them: itself, or through another one.
-    fn sources(&self, work: &MigrateWork, secrets: &Secrets) -> Result<(Vec<SourceMount>, Vec<OpenMount>), Trouble> {
-        let Some(Relay { cluster, address }) = &work.relay else {
-            let mounts = locate::mounts(&work.sources, secrets)?;
-            let open = |mount: &SourceMount| -> Result<OpenMount, Trouble> {
-                Ok(OpenMount { path: mount.path.clone(), place: mount.location.open()? })
-            };
-            let open = mounts.iter().map(open).collect::<Result<_, _>>()?;
-            return Ok((mounts, open));
-        };
-        let identity = Identity::Cluster { name: cluster.clone() };
-        let channel = self.peers.dialler.channel(address, &identity).map_err(|error| {
-            let message = fluvial_model::causes::chain(&error);
-            Trouble::Problem(Problem { reason: "Unreachable".to_owned(), message, retrying: true })
-        })?;
-        let (mut mounts, mut open) = (Vec::new(), Vec::new());
-        for (number, endpoint) in (0..).zip(&work.sources) {
-            let uri = endpoint.uri.to_string();
-            let path =
-                locate::path(&endpoint.path).map_err(|source| locate::Error::Path { uri: uri.clone(), source })?;
-            let place = ReadOnly(RelayPlace::new(channel.clone(), cluster, &work.operation, number, &uri));
-            let place: Arc<dyn Place> = Arc::new(place);
-            open.push(OpenMount { path: path.clone(), place });
-            mounts.push(SourceMount { path, location: Location::new(uri) });
-        }
-        Ok((mounts, open))
     }
 
     /// Sources that are read no faster than the links on the way allow the operation.

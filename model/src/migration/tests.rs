@@ -287,6 +287,7 @@ fn a_relay_has_the_sources_served_until_the_copy_is_done() {
     let (server, serve) = begun.serving.unwrap();
     assert_eq!((executor.as_str(), server.as_str(), serve.peer.as_str()), ("b", "a", "b"));
     assert_eq!((&serve.sources, &serve.operation), (&work.sources, &work.operation));
+    assert_eq!(serve.peer_address, "", "the other one listens nowhere");
     let plan = begun.status.plan.clone().unwrap();
     assert_eq!((plan.route.as_str(), plan.through.as_str()), ("relay", "a"));
     let target = Work::Migrate(work.clone());
@@ -299,6 +300,13 @@ fn a_relay_has_the_sources_served_until_the_copy_is_done() {
     let next = step(&world.facts(Some((&executor, &work)), Some(&copying)));
     assert_eq!(next.assignment.unwrap().1.relay.unwrap().address, "a:2");
     assert!(next.serving.is_some());
+
+    // It listens no more, but the other one does.
+    world.clusters.get_mut("a").unwrap().status.as_mut().unwrap().address = String::new();
+    world.clusters.get_mut("b").unwrap().status.as_mut().unwrap().address = "b:1".to_owned();
+    let next = step(&world.facts(Some((&executor, &work)), Some(&copying)));
+    assert_eq!(next.assignment.unwrap().1.relay.unwrap().address, "");
+    assert_eq!(next.serving.unwrap().1.peer_address, "b:1");
 
     let problem = Problem { reason: "NotFound".to_owned(), message: "gone".to_owned(), retrying: true };
     let next = step(&Facts { not_served: Some(&problem), ..world.facts(Some((&executor, &work)), Some(&copying)) });
