@@ -7,6 +7,7 @@
 //!
 //! Deliberately absent: I/O of any kind, clocks, randomness, logging. Time and ids are arguments.
 
+pub mod access;
 pub mod backup;
 pub mod bandwidth;
 pub mod catalog;
