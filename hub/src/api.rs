@@ -9,7 +9,7 @@
 //! every call; every error is a `Status`.
 //!
 //! Deliberately absent: TLS and who the caller is (the server puts a [`Caller`] into the request), server-side apply,
-//! roles.
+//! roles that users write.
 
 pub mod access;
 pub mod body;
@@ -42,6 +42,8 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
+use fluvial_model::access::On;
+use fluvial_model::kinds::FLUVIAL_GROUP;
 use fluvial_model::names::printable;
 use http::{Extensions, HeaderMap, Method, StatusCode};
 
@@ -50,7 +52,7 @@ pub use self::defaults::{DEFAULT_NAMESPACE, ensure_defaults};
 pub use self::garbage::{Collected, collect_garbage};
 use self::options::Options;
 use self::path::{Part, Target};
-use self::status::{ApiError, json_response};
+use self::status::{ApiError, Subject, json_response};
 use crate::catalog::QueryEngine;
 use crate::clock::SharedClock;
 use crate::objects::Objects;
@@ -85,7 +87,7 @@ pub fn router(state: ApiState) -> Router {
 
 /// The answer to a path that nobody serves.
 pub async fn not_found(request: Request) -> Response {
-    if let Err(error) = allowed(request.extensions(), Verb::Get, request.uri().path()) {
+    if let Err(error) = allowed(request.extensions(), Verb::Get, On::Path(request.uri().path()), None) {
         return error.into_response();
     }
     ApiError::NoSuchPath { path: printable(request.uri().path()) }.into_response()
@@ -102,19 +104,30 @@ async fn version() -> Response {
     json_response(StatusCode::OK, &discovery::version())
 }
 
-/// Whether the caller of a request may do `verb` to `resource`.
+/// Whether the caller of a request may do `verb` to what `on` names, which `subject` says to people.
 ///
 /// # Errors
-/// 401 without an identity, 403 with the wrong one.
-pub fn allowed(extensions: &Extensions, verb: Verb, resource: &str) -> Result<(), ApiError> {
-    let caller = extensions.get::<Caller>().cloned().unwrap_or_default();
-    authorize(&caller, verb, resource).map_err(|denied| match denied {
+/// 401 without an identity, 403 for what no rule allows.
+pub(crate) fn allowed(
+    extensions: &Extensions,
+    verb: Verb,
+    on: On<'_>,
+    subject: Option<Subject>,
+) -> Result<(), ApiError> {
+    let stranger = Caller::default();
+    let caller = extensions.get::<Caller>().unwrap_or(&stranger);
+    authorize(caller, verb, on).map_err(|denied| match denied {
         Denied::Anonymous => ApiError::Unauthorized,
-        denied @ Denied::NotAUser { .. } => {
-            ApiError::Forbidden { subject: None, message: printable(&denied.to_string()) }
+        denied @ (Denied::NotAUser { .. } | Denied::Refused(_)) => {
+            let of = subject.as_ref().map(Subject::described).unwrap_or_default();
+            ApiError::Forbidden { message: format!("{of}forbidden: {denied}"), subject }
         }
     })
 }
+
+/// Questions to the catalog show the rows of every namespace, so they need a right of the whole cluster.
+const QUESTIONS: On<'_> =
+    On::Resource { group: FLUVIAL_GROUP, resource: "query", subresource: "", namespace: "", name: "" };
 
 fn wrong_method(method: &Method, resource: &str) -> ApiError {
     let message = format!("the server does not allow {method} on {}", printable(resource));
@@ -123,7 +136,7 @@ fn wrong_method(method: &Method, resource: &str) -> ApiError {
 
 async fn query(State(state): State<ApiState>, request: Request) -> Response {
     let answer = async {
-        allowed(request.extensions(), Verb::Query, "query")?;
+        allowed(request.extensions(), Verb::Query, QUESTIONS, None)?;
         if request.method() != Method::POST {
             return Err(wrong_method(request.method(), "query: send it with POST"));
         }
@@ -135,7 +148,7 @@ async fn query(State(state): State<ApiState>, request: Request) -> Response {
 }
 
 async fn query_schema(State(state): State<ApiState>, request: Request) -> Response {
-    match allowed(request.extensions(), Verb::Query, "query") {
+    match allowed(request.extensions(), Verb::Query, QUESTIONS, None) {
         Ok(()) => special::schema(&state),
         Err(error) => error.into_response(),
     }
@@ -149,7 +162,7 @@ async fn answer(state: &ApiState, request: Request) -> Result<Response, ApiError
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     // Before the path is looked at: a stranger learns nothing of what there is.
-    allowed(&parts.extensions, Verb::Get, &path)?;
+    allowed(&parts.extensions, Verb::Get, On::Path(&path), None)?;
     let segments = path::segments(&path)?;
     let texts: Vec<&str> = segments.iter().map(String::as_str).collect();
     let (group, version, skip) = match texts.as_slice() {
@@ -160,7 +173,8 @@ async fn answer(state: &ApiState, request: Request) -> Result<Response, ApiError
     let target = path::target(group, version, segments.get(skip..).unwrap_or_default(), &path)?;
     let options = Options::parse(parts.uri.query())?;
     let verb = verb(&parts.method, &target, &options)?;
-    allowed(&parts.extensions, verb, target.kind.info.plural)?;
+    let name = target.name.as_deref().unwrap_or_default();
+    allowed(&parts.extensions, verb, target.on(), Some(Subject::new(&target.kind.info, name)))?;
     tracing::debug!(verb = verb.as_str(), kind = target.kind.info.kind, name = ?target.name, "API call");
     act(state, &target, verb, &options, &parts.headers, body).await
 }

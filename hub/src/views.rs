@@ -9,13 +9,14 @@
 //! | `GET …/namespaces/NS/datasets/NAME/diff?from=&to=` | what differs between versions ([`tree`]) |
 //! | `GET …/namespaces/NS/datasets/NAME/file?path=&root=` | a file's bytes ([`file`]) |
 //!
-//! Invariants: only users get here; a file's bytes are those of the version that was asked for, or the answer breaks
+//! Invariants: each call needs the right that [`rights`] says; a file's bytes are those of the version that was asked for, or the answer breaks
 //! off.
 //!
 //! Deliberately absent: objects (the API's), and bytes kept on the hub: files pass through.
 
 mod file;
 mod hubs;
+mod rights;
 mod tokens;
 mod tree;
 
@@ -74,6 +75,7 @@ pub fn router(state: ViewsState, rest: Router) -> Router {
         .route(&format!("{DATASET}/tree"), get(tree::list))
         .route(&format!("{DATASET}/diff"), get(tree::diff))
         .route(&format!("{DATASET}/file"), get(file::read))
+        .route_layer(axum::middleware::from_fn(rights::check))
         .with_state(state)
         .fallback_service(rest)
 }

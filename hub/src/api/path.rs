@@ -1,5 +1,6 @@
 //! ① Reads a request's path: which kind, namespace, name and subresource it names. Driven by the table of kinds.
 
+use fluvial_model::access::On;
 use fluvial_model::kinds;
 use fluvial_model::names::printable;
 use fluvial_model::resource::{Kind, Scope};
@@ -29,6 +30,25 @@ impl Target {
     #[must_use]
     pub fn namespace_text(&self) -> &str {
         self.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// What access rules call it.
+    #[must_use]
+    pub fn on(&self) -> On<'_> {
+        let info = &self.kind.info;
+        // A Namespace lies in itself, as in Kubernetes: who may read one namespace may read its object.
+        let of_itself = info.group.is_empty() && info.plural == "namespaces";
+        let namespace = if of_itself { self.name.as_deref() } else { self.namespace.as_deref() };
+        On::Resource {
+            group: info.group,
+            resource: info.plural,
+            subresource: match self.part {
+                Part::Whole => "",
+                Part::Status => "status",
+            },
+            namespace: namespace.unwrap_or_default(),
+            name: self.name.as_deref().unwrap_or_default(),
+        }
     }
 
     /// The start of the keys of the collection.

@@ -37,6 +37,13 @@ impl Subject {
     pub fn resource(&self) -> String {
         qualified(self.plural, self.group)
     }
+
+    /// `datasets.data.fluid.io "d" is `, as a refusal begins.
+    #[must_use]
+    pub fn described(&self) -> String {
+        let name = if self.name.is_empty() { String::new() } else { format!(" \"{}\"", self.name) };
+        format!("{}{name} is ", self.resource())
+    }
 }
 
 fn qualified(name: &str, group: &str) -> String {

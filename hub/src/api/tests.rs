@@ -5,4 +5,5 @@ mod deletion;
 mod harness;
 mod objects;
 mod references;
+mod rights;
 mod watching;

@@ -6,4 +6,5 @@ mod fleet;
 mod hooks;
 mod port;
 mod revocation;
+mod rights;
 mod session;

@@ -132,7 +132,7 @@ pub const NAMESPACES: &str = "/api/v1/namespaces";
 pub const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
 
 pub fn user() -> Caller {
-    Caller(Some(Identity::User { name: "ann".into(), groups: vec![] }))
+    Caller(Some(Identity::User { name: "ann".into(), groups: vec!["system:masters".into()] }))
 }
 
 pub fn request(method: &str, path: &str, content_type: &str, body: impl Into<Body>) -> Request<Body> {
