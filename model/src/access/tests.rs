@@ -1,3 +1,5 @@
+//! What rules, bindings and grants mean, by tables and by properties.
+
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
