@@ -1,4 +1,5 @@
-//! How other agents reach this one, at its port or by a connection that it dialled for them: mTLS, a rule for every service, and nothing without a rule.
+//! How other agents reach this one, at its port or by a connection that it dialled for them: mTLS, a rule for every
+//! service, and nothing without a rule.
 //!
 //! | service | who may call it |
 //! |---|---|

@@ -192,7 +192,7 @@ impl Agent {
             rules: Rules { cluster: agent.cluster.clone(), leads },
             guard: listener::guard(credentials.clone(), trust_domain, &denied),
             services,
-            awaited: Awaited::default(),
+            awaited: Awaited::new(port.is_some()),
         };
         let peers = work::Peers {
             dialler: dialler.clone(),

@@ -35,18 +35,45 @@ const DIALLED_WITHIN: Duration = Duration::from_secs(15);
 type Key = (String, String);
 
 /// The connections that this agent waits for. Clones are one.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Awaited {
     waiting: Arc<Mutex<HashMap<Key, oneshot::Sender<DuplexStream>>>>,
+    /// Whether this agent has a port at which it can be dialled.
+    port: bool,
+}
+
+impl Default for Awaited {
+    fn default() -> Self {
+        Self::new(true)
+    }
+}
+
+/// Takes out of a map who waits no more; dropped after what it waited with.
+struct NoMore<'a>(&'a Awaited);
+
+impl Drop for NoMore<'_> {
+    fn drop(&mut self) {
+        self.0.all().retain(|_, sender| !sender.is_closed());
+    }
 }
 
 impl Awaited {
+    /// None; without a port nobody is ever waited for.
+    #[must_use]
+    pub fn new(port: bool) -> Self {
+        Self { waiting: Arc::default(), port }
+    }
+
     fn all(&self) -> MutexGuard<'_, HashMap<Key, oneshot::Sender<DuplexStream>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the agent of `cluster` dials for `operation`.
     async fn next(&self, cluster: &str, operation: &str) -> io::Result<DuplexStream> {
+        if !self.port {
+            return Err(io::Error::other("this agent has no port to be dialled at"));
+        }
+        let _no_more = NoMore(self);
         let (sender, receiver) = oneshot::channel();
         // Who waited before waits no more: one operation has one channel.
         self.all().insert((cluster.to_owned(), operation.to_owned()), sender);
@@ -158,5 +185,16 @@ mod tests {
         let late = awaited.next("a", "op").await.unwrap_err();
         assert!(late.to_string().contains("the agent of a did not dial"), "{late}");
         assert!(awaited.take("a", "op").is_none(), "who gave up takes none");
+        let _ = awaited.next("a", "op").await;
+        assert!(awaited.all().is_empty(), "who gave up leaves nothing behind");
+        let dropped = tokio::time::timeout(Duration::from_secs(1), awaited.next("a", "op")).await;
+        assert!(dropped.is_err() && awaited.all().is_empty(), "nor who was dropped");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_without_a_port_waits_for_nobody() {
+        let start = tokio::time::Instant::now();
+        let refused = Awaited::new(false).next("a", "op").await.unwrap_err();
+        assert!(refused.to_string().contains("no port") && start.elapsed().is_zero());
     }
 }
