@@ -80,7 +80,14 @@ impl Disk {
     /// Starts it again, once nobody has files of it open.
     #[track_caller]
     pub fn start_again(&self) {
+        self.start_again_without(|| ());
+    }
+
+    /// The same; `end` ends who may have files open, and is called until nobody has: some may be about to begin.
+    #[track_caller]
+    pub fn start_again_without(&self, end: impl Fn()) {
         wait_for(UNMOUNT_DEADLINE, "nobody to use the disk", || {
+            end();
             let output = Command::new("umount").arg(&self.directory).output().expect("umount runs");
             if output.status.success() {
                 Ok(())

@@ -269,10 +269,11 @@ fn whatever_dies_and_whenever_no_reader_sees_a_wrong_byte() {
             _ => {
                 disk.cut_power();
                 federation.kill_member("m");
-                mount_processes(federation.folder()).into_iter().for_each(kill);
-                // Which the machine's memory held, and with it files of the disk.
-                let _ = Command::new("umount").arg("-l").arg(&mount.directory).status();
-                disk.start_again();
+                disk.start_again_without(|| {
+                    mount_processes(federation.folder()).into_iter().for_each(kill);
+                    // Which the machine's memory held, and with it files of the disk.
+                    let _ = Command::new("umount").arg("-l").arg(&mount.directory).output();
+                });
                 federation.run_member("m");
             }
         }

@@ -157,7 +157,7 @@ impl Peers for Liar {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_late_to_finish_a_file_does_not_judge_the_next_attempt() {
-    // Half a part more than four ranges, fetched side by side; each of their holders may find itself the last.
+    // One part more than four ranges, fetched side by side: each of their holders may find itself the last.
     let contents: Vec<u8> = (0..33 << 20 >> 4).flat_map(|number: u64| u128::from(number).to_le_bytes()).collect();
     for _ in 0..20 {
         let bed = Bed::new(open);
