@@ -22,8 +22,8 @@ use crate::report::{MigratePhase, MigrateReport, Problem, Version};
 use crate::route::{self, Route};
 use crate::uri::Uri;
 
-/// Streams of a migration that asks for no number.
-pub const DEFAULT_STREAMS: u32 = 8;
+/// Streams of a copy, a migration's or a restore's, for which no number is asked.
+pub const DEFAULT_STREAMS: u32 = 16;
 
 /// Everything that the next step depends on.
 #[derive(Debug, Clone, Copy)]

@@ -55,7 +55,7 @@ pub(crate) struct Restore {
     /// A file or directory to restore; everything if none is given.
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<String>,
-    /// Parallel streams; 8 if not given.
+    /// Parallel streams; 16 if not given.
     #[arg(long)]
     parallelism: Option<u32>,
     #[command(flatten)]

@@ -71,7 +71,7 @@ pub(crate) struct Arguments {
     /// How the bytes at the target are compared with the source's.
     #[arg(long, value_enum, default_value_t)]
     verify: Verify,
-    /// Parallel streams; 8 if not given.
+    /// Parallel streams; 16 if not given.
     #[arg(long)]
     parallelism: Option<u32>,
     /// Only show the route, the bytes and what else was considered; waits 60s for it unless --timeout says otherwise.

@@ -8,7 +8,8 @@
 //! and the journal are on disk, a page of 1,000 entries at a time in memory.
 //!
 //! Invariants: a target is never half visible; a file is read as one version; nothing counts as done before the target's
-//! bytes were compared, by a checksum at the target or by reading them back. The steps of one file are in [`file`], what makes them durable in [`record`].
+//! bytes were compared, by a checksum at the target or by reading them back. The steps of one file are in [`file`], what
+//! makes them durable in [`record`].
 
 mod file;
 mod progress;
@@ -32,7 +33,7 @@ use crate::place::{Place, TargetState};
 use crate::{BlockStore, Journal, TransferError, scan};
 
 /// The default of [`CopyJob::streams`].
-pub const DEFAULT_STREAMS: usize = 16;
+pub const DEFAULT_STREAMS: usize = fluvial_model::migration::DEFAULT_STREAMS as usize;
 /// The default of [`CopyJob::part_size`].
 pub const DEFAULT_PART_SIZE: u64 = 8 << 20;
 /// Most streams of a job: connections of one agent to one server.

@@ -68,7 +68,7 @@ pub struct DataMigrateSpec {
     /// Set to stop the operation; what it wrote is removed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub cancel: bool,
-    /// Parallel streams; 8 if not given.
+    /// Parallel streams; 16 if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parallelism: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]

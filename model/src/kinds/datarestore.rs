@@ -46,7 +46,7 @@ pub struct DataRestoreSpec {
     /// A directory of a member's machine that is made; the catalog knows nothing of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub directory: Option<MemberDirectory>,
-    /// Parallel streams; 8 if not given.
+    /// Parallel streams; 16 if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parallelism: Option<u32>,
     /// Set to stop the operation; what it wrote is removed.
