@@ -79,9 +79,6 @@ fn covers(owned: &PolicyRule, part: &PolicyRule) -> bool {
 
 /// Whether a rule's resource means all that another's does.
 fn covers_resource(known: &str, wanted: &str) -> bool {
-    let any_of_sub = || {
-        let (sub, wanted) = (known.strip_prefix("*/")?, wanted.split_once('/')?);
-        Some(sub == wanted.1)
-    };
-    known == ANY || known == wanted || any_of_sub() == Some(true)
+    let subresources = known.strip_prefix("*/").zip(wanted.split_once('/'));
+    known == ANY || known == wanted || subresources.is_some_and(|(known, (_, wanted))| known == wanted)
 }

@@ -164,6 +164,13 @@ fn nobody_hands_out_what_they_do_not_have() {
     assert_eq!(ungranted(&[&one], std::slice::from_ref(&only_get)), Some(Ungranted::Parts(vec![only_get.clone()])));
     assert!(ungranted(&[&get_list], std::slice::from_ref(&all)).is_some());
     assert!(ungranted(&[&all], &[paths(&["get"], &["/metrics"])]).is_some());
+    // A part of every kind is that part of each, and no other part of any.
+    let part = |resource: &str| rule(&["get"], &["*"], &[resource], &[]);
+    assert_eq!(ungranted(&[&part("*/status")], &[part("datasets/status")]), None);
+    for wanted in [part("datasets/scale"), part("*/scale"), part("datasets"), part("*")] {
+        assert!(ungranted(&[&part("*/status")], std::slice::from_ref(&wanted)).is_some(), "{wanted:?}");
+    }
+    assert!(ungranted(&[&part("datasets/status")], &[part("*/status")]).is_some());
     // What is missing is named, and what is there is not.
     let wanted = rule(&["get", "delete"], &["data.fluid.io"], &["datasets"], &[]);
     let missing = rule(&["delete"], &["data.fluid.io"], &["datasets"], &[]);
@@ -183,7 +190,7 @@ fn any_rule() -> impl Strategy<Value = PolicyRule> {
     (
         list(&["get", "list", "*"], 1),
         list(&["", "g", "*"], 0),
-        list(&["a", "b", "a/s", "b/s", "*/s", "*"], 0),
+        list(&["a", "b", "a/s", "b/s", "a/t", "*/s", "*/t", "*"], 0),
         list(&["x", "y"], 0),
         list(&["/p", "/p*", "/p/q", "*"], 0),
     )
