@@ -9,8 +9,8 @@
 //! | `GET …/namespaces/NS/datasets/NAME/diff?from=&to=` | what differs between versions ([`tree`]) |
 //! | `GET …/namespaces/NS/datasets/NAME/file?path=&root=` | a file's bytes ([`file`]) |
 //!
-//! Invariants: each call needs the right that [`rights`] says; a file's bytes are those of the version that was asked for, or the answer breaks
-//! off.
+//! Invariants: each call needs the right that [`rights`] says; a file's bytes are those of the version that was asked for,
+//! or the answer breaks off.
 //!
 //! Deliberately absent: objects (the API's), and bytes kept on the hub: files pass through.
 

@@ -64,8 +64,7 @@ impl Dialler {
         let (domain, denied) = (self.trust_domain.clone(), self.denied.list());
         let config =
             tls::peer_client_config(&bundle, domain, expected.clone(), denied, alpn).map_err(io::Error::other)?;
-        // Agents' certificates name no host: the verifier looks at the identity.
-        let name = ServerName::try_from("agent.invalid").map_err(io::Error::other)?;
+        let name = ServerName::try_from(NO_HOST).map_err(io::Error::other)?;
         let connect = async {
             let tcp = TcpStream::connect(address).await?;
             tcp.set_nodelay(true)?;
@@ -74,6 +73,9 @@ impl Dialler {
         tokio::time::timeout(CONNECT_TIMEOUT, connect).await?
     }
 }
+
+/// What agents are called where a host must be named. Their certificates name none: the verifier looks at the identity.
+pub(crate) const NO_HOST: &str = "agent.invalid";
 
 /// What channels to other agents have in common.
 pub(crate) fn endpoint(address: &str) -> Result<Endpoint, connect::Error> {

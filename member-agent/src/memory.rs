@@ -5,6 +5,8 @@
 
 use fluvial_engine::{InFlight, PART_BYTES, PIECE_BYTES, RANGE_BYTES};
 
+use crate::relay::serve::CHUNK;
+
 const MIB: u64 = 1 << 20;
 /// The program: code, indexes, sessions, what the allocator keeps.
 const PROGRAM: u64 = 96 * MIB;
@@ -12,8 +14,6 @@ const PROGRAM: u64 = 96 * MIB;
 const SHARES: u64 = 16;
 /// Copies at a time.
 pub(crate) const COPIES: usize = 2;
-/// Bytes of a chunk that is relayed.
-const CHUNK: u64 = MIB;
 
 /// Most bytes that an agent has in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

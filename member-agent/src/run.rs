@@ -198,7 +198,6 @@ impl Agent {
             dialler: dialler.clone(),
             relays,
             front: front.clone(),
-            listens: port.is_some(),
             nodes: nodes.clone(),
             node: node.node.clone(),
             leads,

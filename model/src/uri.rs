@@ -38,10 +38,8 @@ pub enum UriError {
     Query(String),
     #[error("\"{0}\" must name an absolute directory without a host: file:///dir")]
     FilePath(String),
-    #[error("\"{0}\" needs a bucket: {1}://BUCKET/PREFIX ({2})")]
-    Bucket(String, &'static str, &'static str),
-    #[error("\"{0}\" needs a container: azblob://CONTAINER/PREFIX (3 to 63 lower-case letters, digits or '-')")]
-    Container(String),
+    #[error("\"{0}\" needs a {1}")]
+    Bucket(String, String),
     #[error("\"{0}\" needs a host: {1}://HOST:PORT/…")]
     Host(String, &'static str),
     #[error("\"{0}\" has a path with \"..\", \".\", an empty part, a backslash or a control character")]
@@ -52,18 +50,29 @@ pub enum UriError {
 
 const MAX_URI: usize = 1024;
 
-/// Which names buckets have.
+/// Which names buckets have, or what a store has in their place.
 struct BucketRule {
     scheme: &'static str,
+    /// What the store calls it.
+    of: &'static str,
     holds: fn(&str) -> bool,
-    said: &'static str,
+    /// Which characters they have beside lower-case letters.
+    letters: &'static str,
 }
 
-const BUCKET_RULES: [BucketRule; 3] = [
-    BucketRule { scheme: "s3", holds: bucket_name, said: "3 to 63 lower-case letters, digits, '.' or '-'" },
-    BucketRule { scheme: "oss", holds: oss_bucket_name, said: "3 to 63 lower-case letters, digits or '-'" },
-    BucketRule { scheme: "gs", holds: gcs_bucket_name, said: "3 to 63 lower-case letters, digits, '.', '_' or '-'" },
+const BUCKET_RULES: [BucketRule; 4] = [
+    BucketRule { scheme: "s3", of: "bucket", holds: bucket_name, letters: "digits, '.' or '-'" },
+    BucketRule { scheme: "oss", of: "bucket", holds: oss_bucket_name, letters: "digits or '-'" },
+    BucketRule { scheme: "gs", of: "bucket", holds: gcs_bucket_name, letters: "digits, '.', '_' or '-'" },
+    BucketRule { scheme: "azblob", of: "container", holds: container_name, letters: "digits or '-'" },
 ];
+
+impl BucketRule {
+    fn wanted(&self) -> String {
+        let Self { scheme, of, letters, .. } = self;
+        format!("{of}: {scheme}://{}/PREFIX (3 to 63 lower-case letters, {letters})", of.to_uppercase())
+    }
+}
 
 impl Uri {
     /// Parses and checks a location.
@@ -95,10 +104,7 @@ impl Uri {
         }
         let broken = BUCKET_RULES.iter().find(|rule| rule.scheme == scheme && !(rule.holds)(authority));
         if let Some(rule) = broken {
-            return Err(UriError::Bucket(shown(), rule.scheme, rule.said));
-        }
-        if scheme == "azblob" && !container_name(authority) {
-            return Err(UriError::Container(shown()));
+            return Err(UriError::Bucket(shown(), rule.wanted()));
         }
         let host_like = |scheme| SCHEMES.iter().copied().find(|known| *known == scheme && !WRITABLE.contains(known));
         if let Some(scheme) = host_like(scheme).filter(|_| !host(authority)) {

@@ -37,7 +37,7 @@ pub(crate) enum Command {
         #[arg(long = "tier", value_name = "MEDIUM=DIR[:BYTES[:HIGH-LOW]]", value_parser = tier)]
         tiers: Vec<TierConfig>,
         /// Most bytes that one writable mount stages on this machine until they are at the home, such as 50Gi.
-        #[arg(long, value_name = "BYTES", value_parser = staging, default_value = "10Gi")]
+        #[arg(long, value_name = "BYTES", value_parser = amount, default_value = "10Gi")]
         staging: u64,
         /// Most memory of the agent, such as 1Gi; 192Mi at least. Mount processes, and backups while they run, are not
         /// in it.
@@ -97,12 +97,12 @@ fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok().filter(|n| *n > 0)?.checked_mul(1 << shift)
 }
 
-fn staging(text: &str) -> Result<u64, String> {
+fn amount(text: &str) -> Result<u64, String> {
     bytes(text).ok_or_else(|| format!("\"{text}\" is no number of bytes: write 1048576, 512Mi or 20Gi"))
 }
 
 pub(super) fn memory(text: &str) -> Result<MemoryLimit, String> {
-    let bytes = staging(text)?;
+    let bytes = amount(text)?;
     MemoryLimit::new(bytes).ok_or_else(|| format!("\"{text}\" is too little memory: an agent needs 192Mi at least"))
 }
 

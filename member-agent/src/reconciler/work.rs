@@ -61,8 +61,6 @@ pub struct Peers {
     pub relays: Relays,
     /// Answers them, and knows which of their connections are waited for.
     pub front: AgentFront,
-    /// Whether this agent can be called.
-    pub listens: bool,
     /// The other machines of this cluster; none know of others.
     pub nodes: Nodes,
     /// This machine's name among them, and whether its agent speaks for the cluster.

@@ -39,7 +39,7 @@ type Key = (String, String);
 pub struct Awaited {
     waiting: Arc<Mutex<HashMap<Key, oneshot::Sender<DuplexStream>>>>,
     /// Whether this agent has a port at which it can be dialled.
-    port: bool,
+    pub(crate) port: bool,
 }
 
 impl Default for Awaited {
@@ -102,7 +102,7 @@ impl Awaited {
         operation: &str,
     ) -> Result<Channel, connect::Error> {
         let address = if address.is_empty() { None } else { Some(connect::address(address)?) };
-        let endpoint = dial::endpoint(address.as_deref().unwrap_or("agent.invalid"))?;
+        let endpoint = dial::endpoint(address.as_deref().unwrap_or(dial::NO_HOST))?;
         let way = Way { awaited: self.clone(), dialler: dialler.clone(), cluster: cluster.to_owned(), address };
         let operation: Arc<str> = operation.into();
         let connect = move |_: http::Uri| {

@@ -23,7 +23,7 @@ use super::to_wire;
 use crate::memory::MemoryLimit;
 
 /// Bytes of one answer of a read.
-const CHUNK: u64 = 1 << 20;
+pub(crate) const CHUNK: u64 = 1 << 20;
 /// Entries of one answer of a listing, of some 200 bytes each.
 const PAGE: usize = 1000;
 

@@ -24,7 +24,7 @@ impl Works {
         work: &ServeWork,
         secrets: &Secrets,
     ) -> Result<Report, Trouble> {
-        if !self.peers.listens && work.peer_address.is_empty() {
+        if !self.peers.front.awaited.port && work.peer_address.is_empty() {
             let message = format!(
                 "serve sources: neither this agent nor that of {} listens: run one of them with --listen and --advertise",
                 work.peer
