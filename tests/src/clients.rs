@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::connection::{Call, Connection, Protocol};
-use crate::federation::Federation;
+use crate::federation::{DEADLINE, Federation};
 use crate::history::watches::Told;
 use crate::history::{Kind, Operation, linear, revisions, watches};
 
@@ -42,6 +42,8 @@ struct Shared {
     next_value: AtomicU64,
     acknowledged: AtomicU64,
     stop: AtomicBool,
+    /// The latest revision that a client was given, when all have ended: watchers go on until they were told of it.
+    latest: AtomicU64,
 }
 
 /// Clients at work.
@@ -50,8 +52,10 @@ pub struct Clients {
     shared: Arc<Shared>,
     tasks: JoinSet<Vec<(usize, Operation)>>,
     watchers: JoinSet<Vec<Vec<Told>>>,
-    /// The value and revision of each register before all.
-    initial: Vec<(u64, u64)>,
+    /// The value of each register before all.
+    initial: Vec<u64>,
+    /// The latest revision before all.
+    from: u64,
 }
 
 /// What came of a run.
@@ -94,6 +98,7 @@ impl Clients {
             next_value: AtomicU64::new(LEAST + 1),
             acknowledged: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            latest: AtomicU64::new(u64::MAX),
         });
         let made = runtime.block_on(make(&shared, &addresses[0]));
         let initial = made.unwrap_or_else(|error| panic!("the registers cannot be made: {error:#}"));
@@ -106,7 +111,8 @@ impl Clients {
         for address in addresses {
             watchers.spawn_on(watch(shared.clone(), address, from), runtime.handle());
         }
-        Self { runtime, shared, tasks, watchers, initial }
+        let initial = initial.into_iter().map(|(value, _)| value).collect();
+        Self { runtime, shared, tasks, watchers, initial, from }
     }
 
     /// Writes that were acknowledged so far.
@@ -128,15 +134,14 @@ impl Clients {
                     histories[register].push(operation);
                 }
             }
-            let mut told = Vec::new();
-            while let Some(ended) = self.watchers.join_next().await {
-                told.push(ended.expect("a watcher does not panic"));
-            }
-            (histories, told)
+            let latest = histories.iter().flatten().filter_map(|one: &Operation| one.revision).max();
+            self.shared.latest.store(latest.unwrap_or(self.from), Ordering::Relaxed);
+            let told = timeout(DEADLINE, self.watchers.join_all()).await;
+            (histories, told.expect("every watcher is told of the latest change"))
         });
         let mut outcome = Outcome { answered: 0, unknown: 0, told: 0 };
         for (number, history) in histories.iter().enumerate() {
-            let (name, (value, revision)) = (&self.shared.registers[number], self.initial[number]);
+            let (name, value) = (&self.shared.registers[number], self.initial[number]);
             outcome.answered += history.iter().filter(|one| one.answered.is_some()).count();
             outcome.unknown += history.iter().filter(|one| one.answered.is_none()).count();
             if let Err(wrong) = revisions::check(history) {
@@ -152,10 +157,9 @@ impl Clients {
                     of.join("\n")
                 );
             }
-            let from = self.initial.iter().map(|(_, revision)| *revision).max().unwrap_or(revision);
             for told in told.iter().map(|told| &told[number]) {
                 outcome.told += told.len();
-                if let Err(wrong) = watches::check(history, from, told) {
+                if let Err(wrong) = watches::check(history, self.from, told) {
                     panic!("a watcher of {name}: {wrong}");
                 }
             }
@@ -205,9 +209,9 @@ async fn ask(shared: &Shared, connection: &mut Option<Connection>, address: &str
         }
         StatusCode::CONFLICT => Ok(Answer::Conflict),
         status => {
-            let known = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
-            let body = String::from_utf8_lossy(&reply.body).into_owned();
-            ensure!(known.contains(&status) || status.is_server_error(), "answered with {status}: {body}");
+            let body = String::from_utf8_lossy(&reply.body);
+            let known = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+            assert!(known, "a call that is right is answered with {status}: {body}");
             Ok(Answer::None)
         }
     }
@@ -282,7 +286,7 @@ async fn work(
 async fn watch(shared: Arc<Shared>, address: String, from: u64) -> Vec<Vec<Told>> {
     let mut told = vec![Vec::new(); shared.registers.len()];
     let mut last = from;
-    while !shared.stop.load(Ordering::Relaxed) {
+    while last < shared.latest.load(Ordering::Relaxed) {
         // Its end is not an error: whatever it is, the next one goes on.
         let _ = watch_once(&shared, &address, &mut last, &mut told).await;
         tokio::time::sleep(REST).await;
@@ -298,7 +302,7 @@ async fn watch_once(shared: &Shared, address: &str, last: &mut u64, told: &mut [
     ensure!(answer.status() == StatusCode::OK, "a watch is answered with {}", answer.status());
     let mut body = answer.into_body();
     let mut rest = Vec::new();
-    while !shared.stop.load(Ordering::Relaxed) {
+    while *last < shared.latest.load(Ordering::Relaxed) {
         let Ok(frame) = timeout(PAUSE * 20, body.frame()).await else { continue };
         let Some(frame) = frame else { break };
         let Ok(data) = frame?.into_data() else { continue };

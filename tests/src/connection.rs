@@ -1,4 +1,5 @@
-//! The HTTP client of benchmarks and of clients that are watched: a connection over TLS that is kept, HTTP/1.1 for JSON and HTTP/2 for gRPC.
+//! The HTTP client of benchmarks and of clients that are watched: a connection over TLS that is kept, HTTP/1.1 for JSON and
+//! HTTP/2 for gRPC.
 //!
 //! A simulated client is one connection with one request at a time, so "64 clients" is the same thing on both sides.
 

@@ -367,13 +367,21 @@ impl Federation {
     pub fn leader(&self) -> usize {
         wait_for(DEADLINE, "a leader", || {
             let running = *self.hubs.keys().next().ok_or("no hub runs")?;
-            let hubs =
-                self.on(running, &["get", "--raw", "/apis/fluvial.io/v1alpha1/hubs"]).map_err(|_| "no answer")?;
-            let hubs: Value = serde_json::from_str(&hubs).map_err(|_| "no JSON")?;
-            let leader = hubs["items"].as_array().into_iter().flatten().find(|hub| hub["leader"] == true);
-            let address = leader.and_then(|hub| hub["address"].as_str()).ok_or("nobody leads")?;
-            self.urls.iter().position(|url| url.ends_with(address)).map(|at| at + 1).ok_or("an unknown hub leads")
+            self.leader_seen_by(running)
         })
+    }
+
+    /// The number of the hub that leads, as hub `witness` says.
+    ///
+    /// # Errors
+    /// If it does not know, or gives no answer within two seconds.
+    pub fn leader_seen_by(&self, witness: usize) -> Result<usize, String> {
+        let hubs = self.on(witness, &["--request-timeout=2s", "get", "--raw", "/apis/fluvial.io/v1alpha1/hubs"])?;
+        let hubs: Value = serde_json::from_str(&hubs).map_err(|error| error.to_string())?;
+        let leader = hubs["items"].as_array().into_iter().flatten().find(|hub| hub["leader"] == true);
+        let address = leader.and_then(|hub| hub["address"].as_str()).ok_or("nobody leads")?;
+        let at = self.urls.iter().position(|url| url.ends_with(address)).ok_or("an unknown hub leads")?;
+        Ok(at + 1)
     }
 
     pub fn run_hub(&mut self, number: usize) {

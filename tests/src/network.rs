@@ -34,6 +34,8 @@ impl Network {
     #[track_caller]
     pub fn new(machines: usize) -> Self {
         let network = Self { id: std::process::id() % (64 * 256), machines };
+        // What a test that was killed left behind, if its process had this number.
+        network.remove();
         let bridge = network.bridge();
         ip(&format!("link add {bridge} type bridge"));
         ip(&format!("addr add {}/24 dev {bridge}", network.address(0)));
@@ -132,7 +134,13 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        // What is left is seen in the list of namespaces; the test has ended, one way or the other.
+        self.remove();
+    }
+}
+
+impl Network {
+    fn remove(&self) {
+        // There may be nothing to remove.
         for machine in 1..=self.machines {
             let _ = Command::new("ip").args(["netns", "del", &self.space(machine)]).output();
         }

@@ -67,14 +67,15 @@ fn answers(federation: &Federation, hub: usize) -> bool {
 #[track_caller]
 fn another_leads(federation: &Federation, witness: usize, old: usize) -> usize {
     wait_for(DEADLINE, "another leader", || {
-        let hubs =
-            federation.on(witness, &["--request-timeout=2s", "get", "--raw", "/apis/fluvial.io/v1alpha1/hubs"])?;
-        let hubs: Value = serde_json::from_str(&hubs).map_err(|error| error.to_string())?;
-        let leader = hubs["items"].as_array().into_iter().flatten().find(|hub| hub["leader"] == true).cloned();
-        let address = leader.as_ref().and_then(|hub| hub["address"].as_str()).ok_or("nobody leads")?;
-        let number = federation.urls.iter().position(|url| url.ends_with(address)).map_or(0, |at| at + 1);
-        if number > 0 && number != old { Ok(number) } else { Err(format!("{number} leads")) }
+        let leader = federation.leader_seen_by(witness)?;
+        if leader == old { Err(format!("{old} leads")) } else { Ok(leader) }
     })
+}
+
+/// Waits until a hub is one of the others again.
+#[track_caller]
+fn follows(federation: &Federation, hub: usize) {
+    wait_for(DEADLINE, "it to follow", || if answers(federation, hub) { Ok(()) } else { Err(()) });
 }
 
 fn other_than(hub: usize) -> usize {
@@ -133,7 +134,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing_and_reads_nothing() {
         more(federation, clients, "writes through the majority");
         assert!(answers(federation, new));
         federation.network.as_ref().unwrap().heal();
-        wait_for(DEADLINE, "the old leader to follow", || if answers(federation, old) { Ok(()) } else { Err(()) });
+        follows(federation, old);
     });
 }
 
@@ -148,7 +149,7 @@ fn a_direction_that_is_cut_loses_nothing() {
         another_leads(federation, other_than(old), old);
         more(federation, clients, "writes without the one nobody hears");
         federation.network.as_ref().unwrap().heal();
-        wait_for(DEADLINE, "it to follow", || if answers(federation, old) { Ok(()) } else { Err(()) });
+        follows(federation, old);
 
         // It hears nobody; the others hear it.
         let old = federation.leader();
@@ -158,7 +159,7 @@ fn a_direction_that_is_cut_loses_nothing() {
         assert!(!answers(federation, old), "it has no majority");
         more(federation, clients, "writes without the one that hears nobody");
         federation.network.as_ref().unwrap().heal();
-        wait_for(DEADLINE, "it to follow", || if answers(federation, old) { Ok(()) } else { Err(()) });
+        follows(federation, old);
     });
 }
 
@@ -201,7 +202,7 @@ fn a_leader_that_sleeps_wakes_up_as_a_follower_that_knows_nothing_old() {
             more(federation, clients, "writes while it sleeps");
             // What it was asked meanwhile it answers now: none of it may be old.
             signal(federation, old, "-CONT");
-            wait_for(DEADLINE, "it to answer", || if answers(federation, old) { Ok(()) } else { Err(()) });
+            follows(federation, old);
         }
     });
 }

@@ -13,6 +13,7 @@ use std::time::Instant;
 use fluvial_tests::federation::{Api, DEADLINE, Federation, Up};
 use fluvial_tests::minio::Minio;
 use fluvial_tests::mount::{Mounted, kill, mount_processes, peak};
+use fluvial_tests::random::Random;
 use fluvial_tests::tree;
 use fluvial_tests::wait::wait_for;
 
@@ -42,13 +43,12 @@ impl Readers {
             let file = file.to_owned();
             std::thread::spawn(move || {
                 let kept = File::open(&file).unwrap_or_else(|error| panic!("reader {number} opens: {error}"));
-                let mut random = number * 2_654_435_761 + 1;
+                let mut random = Random::new(number * 2_654_435_761 + 1);
                 while !stop.load(Ordering::Relaxed) {
-                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    let offset = (random >> 20) % (contents.len() as u64 - 70_000);
+                    let offset = random.below(contents.len() as u64 - 70_000);
                     let mut buffer = vec![0; 65_537];
                     let mut anew = None;
-                    let from = if random & 4 == 0 {
+                    let from = if random.below(2) == 0 {
                         &kept
                     } else {
                         let opened = File::open(&file);

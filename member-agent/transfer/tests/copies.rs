@@ -6,42 +6,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use fluvial_model::manifest::RelativePath;
-use fluvial_transfer::{TransferError, copy, discard, read_range, remove_tree, scan};
+use fluvial_transfer::{TransferError, copy, discard, read_range};
 use support::*;
-use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tree_goes_to_s3_to_s3_and_back_without_a_difference() {
     let minio = Minio::start();
     let bench = Bench::new();
-    let source = bench.path("source");
-    make_tree(&source);
-    let (first, second) = (minio.location("first"), minio.location("deep/second"));
-    let there = copy(job("1", local(&source), first.clone()), bench.context()).await.unwrap();
-    let mut across = job("2", first.clone(), second.clone());
-    across.source_root = Some(there.root);
-    let across = copy(across, bench.context()).await.unwrap();
-    let back = copy(job("3", second.clone(), local(&bench.path("back"))), bench.context()).await.unwrap();
-    assert_same(&source, &bench.path("back"));
-    assert_eq!((there.root, there.totals), (across.root, across.totals));
-    assert_eq!(there.root, back.root);
-    assert_eq!(there.bytes_copied, there.totals.bytes);
-    // Undigested scans of both ends are equal too.
-    let bench2 = Bench::new();
-    let a = scan(&at_root(local(&source)), &bench2.blocks(), CancellationToken::new()).await.unwrap();
-    let b = scan(&at_root(second.clone()), &bench2.blocks(), CancellationToken::new()).await.unwrap();
-    assert_eq!((a.root, a.totals, a.digested), (b.root, b.totals, false));
-    // A finished job answers again; a range can be read; the tree can be removed, and only it.
-    assert_eq!(copy(job("3", second.clone(), local(&bench.path("back"))), bench.context()).await.unwrap(), back);
-    let path = RelativePath::parse("large/odd").unwrap();
-    let range = read_range(&at_root(first.clone()), &path, 5 << 20, 1000).await.unwrap();
-    assert_eq!(range, bytes(2, (13 << 20) + 17)[5 << 20..][..1000]);
-    remove_tree(&second).await.unwrap();
-    assert!(matches!(
-        scan(&at_root(second), &bench.blocks(), CancellationToken::new()).await,
-        Err(TransferError::NotFound { .. })
-    ));
-    scan(&at_root(first), &bench.blocks(), CancellationToken::new()).await.unwrap();
+    make_tree(&bench.path("source"));
+    there_across_and_back(&bench, minio.location("first"), minio.location("deep/second")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

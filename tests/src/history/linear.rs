@@ -63,26 +63,27 @@ impl Events {
         events
     }
 
-    /// What may be next when the register has this value, in the order to try; and who is answered first of those that had
-    /// no turn.
-    fn candidates(&self, operations: &[Operation], value: u64) -> (Vec<usize>, Option<usize>) {
-        let (mut fitting, mut idle, mut at) = (Vec::new(), None, self.next[0]);
+    /// What may be next when the register has this value, in the order to try, each with the value after it; and who is
+    /// answered first of those that had no turn.
+    fn candidates(&self, operations: &[Operation], value: u64) -> (Vec<(usize, u64)>, Option<usize>) {
+        let (mut fitting, mut look, mut at) = (Vec::new(), None, self.next[0]);
         while at != END {
             let (number, is_call) = self.of[at];
             if !is_call {
                 break;
             }
-            match step(value, operations[number].kind) {
-                Some(after) if after == value && is_look(operations[number].kind) => idle = idle.or(Some(number)),
-                Some(_) => fitting.push(number),
+            let kind = operations[number].kind;
+            match step(value, kind) {
+                Some(_) if is_look(kind) => look = look.or(Some(number)),
+                Some(after) => fitting.push((number, after)),
                 None => {}
             }
             at = self.next[at];
         }
-        if let Some(idle) = idle {
-            fitting = vec![idle];
+        if let Some(look) = look {
+            fitting = vec![(look, value)];
         }
-        fitting.sort_by_key(|number| self.order[*number]);
+        fitting.sort_by_key(|(number, _)| self.order[*number]);
         (fitting, (at != END).then(|| self.of[at].0))
     }
 
@@ -143,9 +144,8 @@ fn order(operations: &[Operation]) -> Vec<u64> {
 
 /// A moment of the search.
 struct Moment {
-    value: u64,
-    /// What may be next, and how many of them were tried.
-    candidates: Vec<usize>,
+    /// What may be next, with the value after it, and how many of them were tried.
+    candidates: Vec<(usize, u64)>,
     tried: usize,
     /// Who is answered first: he must have his turn now.
     first: Option<usize>,
@@ -166,15 +166,14 @@ pub fn check(operations: &[Operation], initial: u64) -> Result<(), Impossible> {
     let mut worst: Option<Impossible> = None;
     let moment = |events: &Events, value, came_by| {
         let (candidates, first) = events.candidates(operations, value);
-        Moment { value, candidates, tried: 0, first, came_by }
+        Moment { candidates, tried: 0, first, came_by }
     };
     let mut moments = vec![moment(&events, initial, END)];
     while let Some(now) = moments.last_mut()
         && left > 0
     {
-        if let Some(number) = now.candidates.get(now.tried).copied() {
+        if let Some((number, after)) = now.candidates.get(now.tried).copied() {
             now.tried += 1;
-            let Some(after) = step(now.value, operations[number].kind) else { continue };
             had_turn[number / 64] ^= 1 << (number % 64);
             if tried.insert((had_turn.clone(), after)) {
                 events.take(number);

@@ -6,13 +6,19 @@ use std::sync::Mutex;
 use fluvial_transfer::Location;
 use serde_json::{Value, json};
 
-use super::recorded::{Answer, BUCKET, Contents, Incomplete, Object, Request, lock, serve};
+use super::recorded::{Answer, BUCKET, Contents, InParts, Object, Request, lock, serve};
 
 /// What lets one ask.
 pub const TOKEN: &str = "ya29.hidden-token";
-/// A part that is not the last one has at least 5 MiB.
-const SMALLEST_PART: usize = 5 << 20;
-const METADATA: &str = "x-goog-meta-";
+const IN_PARTS: InParts = InParts {
+    metadata: "x-goog-meta-",
+    smallest: 5 << 20,
+    error: xml_error,
+    // The ETag here is not the one of the JSON API.
+    completed: |object| {
+        Answer::new("200 OK", "<CompleteMultipartUploadResult/>").with("etag", format!("\"{}\"", object.etag))
+    },
+};
 
 /// A server with one bucket, until the process ends.
 pub struct Gcs {
@@ -174,33 +180,6 @@ fn list(contents: &Contents, request: &Request) -> Answer {
 fn in_parts(contents: &mut Contents, request: &Request) -> Answer {
     let path = request.path();
     let Some((BUCKET, key)) = path[1..].split_once('/') else { return xml_error("404 Not Found", "NoSuchBucket") };
-    let (upload, number) = (request.parameter("uploadId"), request.parameter("partNumber"));
-    match (request.method.as_str(), upload, number) {
-        ("POST", None, None) if request.parameter("uploads").is_some() => {
-            let id = contents.begin(key, request.metadata(METADATA));
-            let body =
-                format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
-            Answer::new("200 OK", body)
-        }
-        ("PUT", Some(id), Some(number)) => {
-            match contents.part(id, key, number.parse().unwrap(), request.body.clone()) {
-                Some(etag) => Answer::new("200 OK", "").with("etag", format!("\"{etag}\"")),
-                None => xml_error("404 Not Found", "NoSuchUpload"),
-            }
-        }
-        // The ETag here is not the one of the JSON API.
-        ("POST", Some(id), None) => match contents.complete(id, key, &request.body, SMALLEST_PART) {
-            Ok(object) => {
-                Answer::new("200 OK", "<CompleteMultipartUploadResult/>").with("etag", format!("\"{}\"", object.etag))
-            }
-            Err(Incomplete::NoSuchUpload) => xml_error("404 Not Found", "NoSuchUpload"),
-            Err(Incomplete::InvalidPart) => xml_error("400 Bad Request", "InvalidPart"),
-            Err(Incomplete::EntityTooSmall) => xml_error("400 Bad Request", "EntityTooSmall"),
-        },
-        ("DELETE", Some(id), None) => match contents.uploads.remove(id) {
-            Some(_) => Answer::new("204 No Content", ""),
-            None => xml_error("404 Not Found", "NoSuchUpload"),
-        },
-        _ => xml_error("501 Not Implemented", "NotImplemented"),
-    }
+    let unknown = || xml_error("501 Not Implemented", "NotImplemented");
+    contents.in_parts(&IN_PARTS, key, request).unwrap_or_else(unknown)
 }

@@ -266,11 +266,14 @@ pub async fn there_across_and_back(bench: &Bench, first: Location, second: Locat
     assert_same(&source, &bench.path("back"));
     assert_eq!((there.root, there.totals), (across.root, across.totals));
     assert_eq!(there.root, back.root);
+    assert_eq!(there.bytes_copied, there.totals.bytes);
     // Undigested scans of both ends are equal too.
-    let a = scan(&at_root(local(&source)), &bench.blocks(), CancellationToken::new()).await.unwrap();
-    let b = scan(&at_root(second.clone()), &bench.blocks(), CancellationToken::new()).await.unwrap();
-    assert_eq!((a.root, a.totals), (b.root, b.totals));
-    // A range can be read; the tree can be removed, and only it.
+    let other = Bench::new();
+    let a = scan(&at_root(local(&source)), &other.blocks(), CancellationToken::new()).await.unwrap();
+    let b = scan(&at_root(second.clone()), &other.blocks(), CancellationToken::new()).await.unwrap();
+    assert_eq!((a.root, a.totals, a.digested), (b.root, b.totals, false));
+    // A finished job answers again; a range can be read; the tree can be removed, and only it.
+    assert_eq!(copy(job("3", second.clone(), local(&bench.path("back"))), bench.context()).await.unwrap(), back);
     let path = RelativePath::parse("large/odd").unwrap();
     let range = read_range(&at_root(first.clone()), &path, 5 << 20, 1000).await.unwrap();
     assert_eq!(range, bytes(2, (13 << 20) + 17)[5 << 20..][..1000]);

@@ -10,14 +10,22 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-use super::recorded::{Answer, BUCKET, Contents, Incomplete, Object, Request, lock, serve};
+use super::recorded::{Answer, BUCKET, Contents, InParts, Object, Request, escaped, lock, serve};
 
 /// Who may ask.
 pub const KEY_ID: &str = "LTAI5tTester";
 pub const KEY_SECRET: &str = "oss-hidden-secret";
-/// A part that is not the last one has at least 100 KiB.
-const SMALLEST_PART: usize = 100 << 10;
 const METADATA: &str = "x-oss-meta-";
+const IN_PARTS: InParts = InParts {
+    metadata: METADATA,
+    smallest: 100 << 10,
+    error,
+    completed: |object| {
+        let body =
+            format!("<CompleteMultipartUploadResult><ETag>\"{}\"</ETag></CompleteMultipartUploadResult>", object.etag);
+        Answer::new("200 OK", body)
+    },
+};
 /// Parameters that are signed by version 1, of those that are sent.
 const SUBRESOURCES: [&str; 4] = ["continuation-token", "partNumber", "uploadId", "uploads"];
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -157,10 +165,6 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&apos;")
-}
-
 fn told(object: &Object, answer: Answer) -> Answer {
     let answer =
         answer.with("etag", format!("\"{}\"", object.etag)).with("last-modified", "Tue, 14 Nov 2023 22:13:20 GMT");
@@ -180,6 +184,9 @@ fn answer(contents: &Mutex<Contents>, request: &Request) -> Answer {
         return error("400 Bad Request", "InvalidObjectName");
     }
     let mut contents = lock(contents);
+    if let Some(answer) = contents.in_parts(&IN_PARTS, key, request) {
+        return answer;
+    }
     let (upload, number) = (request.parameter("uploadId"), request.parameter("partNumber"));
     match (request.method.as_str(), upload, number) {
         ("GET", ..) if key.is_empty() && request.parameter("list-type") == Some("2") => list(&contents, request),
@@ -187,37 +194,6 @@ fn answer(contents: &Mutex<Contents>, request: &Request) -> Answer {
             let object = contents.put(key, request.body.clone(), request.metadata(METADATA));
             Answer::new("200 OK", "").with("etag", format!("\"{}\"", object.etag))
         }
-        ("POST", None, None) if request.parameter("uploads").is_some() => {
-            let id = contents.begin(key, request.metadata(METADATA));
-            let body = format!(
-                "<InitiateMultipartUploadResult><Bucket>{BUCKET}</Bucket><Key>{}</Key><UploadId>{id}</UploadId>\
-                 </InitiateMultipartUploadResult>",
-                escaped(key)
-            );
-            Answer::new("200 OK", body)
-        }
-        ("PUT", Some(id), Some(number)) => {
-            match contents.part(id, key, number.parse().unwrap(), request.body.clone()) {
-                Some(etag) => Answer::new("200 OK", "").with("etag", format!("\"{etag}\"")),
-                None => error("404 Not Found", "NoSuchUpload"),
-            }
-        }
-        ("POST", Some(id), None) => match contents.complete(id, key, &request.body, SMALLEST_PART) {
-            Ok(object) => {
-                let body = format!(
-                    "<CompleteMultipartUploadResult><ETag>\"{}\"</ETag></CompleteMultipartUploadResult>",
-                    object.etag
-                );
-                Answer::new("200 OK", body)
-            }
-            Err(Incomplete::NoSuchUpload) => error("404 Not Found", "NoSuchUpload"),
-            Err(Incomplete::InvalidPart) => error("400 Bad Request", "InvalidPart"),
-            Err(Incomplete::EntityTooSmall) => error("400 Bad Request", "EntityTooSmall"),
-        },
-        ("DELETE", Some(id), None) => match contents.uploads.remove(id) {
-            Some(_) => Answer::new("204 No Content", ""),
-            None => error("404 Not Found", "NoSuchUpload"),
-        },
         ("DELETE", None, None) => {
             contents.objects.remove(key);
             Answer::new("204 No Content", "")

@@ -95,8 +95,8 @@ pub struct Object {
 }
 
 /// A file in parts that is under way.
-pub struct Upload {
-    pub key: String,
+struct Upload {
+    key: String,
     metadata: BTreeMap<String, String>,
     parts: BTreeMap<u32, Vec<u8>>,
 }
@@ -104,18 +104,34 @@ pub struct Upload {
 #[derive(Default)]
 pub struct Contents {
     pub objects: BTreeMap<String, Object>,
-    pub uploads: BTreeMap<String, Upload>,
+    uploads: BTreeMap<String, Upload>,
     /// Counts what is written.
     written: u64,
 }
 
 /// Why an upload cannot be completed.
-pub enum Incomplete {
+enum Incomplete {
     NoSuchUpload,
     /// A part is missing, or another one than is named.
     InvalidPart,
     /// A part that is not the last one is smaller than parts must be.
     EntityTooSmall,
+}
+
+/// How OSS and GCS differ in files in parts, which both have in the XML of S3.
+pub struct InParts {
+    /// What stands before the names of metadata.
+    pub metadata: &'static str,
+    /// The fewest bytes of a part that is not the last one.
+    pub smallest: usize,
+    pub error: fn(&str, &str) -> Answer,
+    /// What is said of an object that is complete.
+    pub completed: fn(&Object) -> Answer,
+}
+
+/// A text as XML has it.
+pub fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&apos;")
 }
 
 pub fn etag(data: &[u8]) -> String {
@@ -136,7 +152,7 @@ impl Contents {
     }
 
     /// Begins a file in parts; returns its id.
-    pub fn begin(&mut self, key: &str, metadata: BTreeMap<String, String>) -> String {
+    fn begin(&mut self, key: &str, metadata: BTreeMap<String, String>) -> String {
         self.written += 1;
         let id = format!("upload+{}/=", self.written);
         self.uploads.insert(id.clone(), Upload { key: key.to_owned(), metadata, parts: BTreeMap::new() });
@@ -144,7 +160,7 @@ impl Contents {
     }
 
     /// Takes a part; returns its ETag, or nothing without such an upload.
-    pub fn part(&mut self, id: &str, key: &str, number: u32, data: Vec<u8>) -> Option<String> {
+    fn part(&mut self, id: &str, key: &str, number: u32, data: Vec<u8>) -> Option<String> {
         let upload = self.uploads.get_mut(id).filter(|upload| upload.key == key)?;
         let etag = etag(&data);
         upload.parts.insert(number, data);
@@ -152,7 +168,7 @@ impl Contents {
     }
 
     /// Completes a file of parts, which `body` names in its XML.
-    pub fn complete(&mut self, id: &str, key: &str, body: &[u8], smallest: usize) -> Result<&Object, Incomplete> {
+    fn complete(&mut self, id: &str, key: &str, body: &[u8], smallest: usize) -> Result<&Object, Incomplete> {
         let upload = self.uploads.get(id).filter(|upload| upload.key == key).ok_or(Incomplete::NoSuchUpload)?;
         let body = String::from_utf8_lossy(body);
         let named: Vec<(u32, String)> = body
@@ -177,6 +193,41 @@ impl Contents {
         let upload = self.uploads.remove(id).ok_or(Incomplete::NoSuchUpload)?;
         let tag = format!("{}-{}", etag(&data), named.len());
         Ok(self.store(key, data, upload.metadata, tag))
+    }
+
+    /// Answers what is asked about a file in parts; nothing if it is about something else.
+    pub fn in_parts(&mut self, store: &InParts, key: &str, request: &Request) -> Option<Answer> {
+        let no_upload = || (store.error)("404 Not Found", "NoSuchUpload");
+        let (upload, number) = (request.parameter("uploadId"), request.parameter("partNumber"));
+        let answer = match (request.method.as_str(), upload, number) {
+            ("POST", None, None) if request.parameter("uploads").is_some() => {
+                let id = self.begin(key, request.metadata(store.metadata));
+                let body = format!(
+                    "<InitiateMultipartUploadResult><Bucket>{BUCKET}</Bucket><Key>{}</Key><UploadId>{id}</UploadId>\
+                     </InitiateMultipartUploadResult>",
+                    escaped(key)
+                );
+                Answer::new("200 OK", body)
+            }
+            ("PUT", Some(id), Some(number)) => {
+                match self.part(id, key, number.parse().unwrap(), request.body.clone()) {
+                    Some(etag) => Answer::new("200 OK", "").with("etag", format!("\"{etag}\"")),
+                    None => no_upload(),
+                }
+            }
+            ("POST", Some(id), None) => match self.complete(id, key, &request.body, store.smallest) {
+                Ok(object) => (store.completed)(object),
+                Err(Incomplete::NoSuchUpload) => no_upload(),
+                Err(Incomplete::InvalidPart) => (store.error)("400 Bad Request", "InvalidPart"),
+                Err(Incomplete::EntityTooSmall) => (store.error)("400 Bad Request", "EntityTooSmall"),
+            },
+            ("DELETE", Some(id), None) => match self.uploads.remove(id) {
+                Some(_) => Answer::new("204 No Content", ""),
+                None => no_upload(),
+            },
+            _ => return None,
+        };
+        Some(answer)
     }
 
     /// A page of what begins with `prefix`, and what the next one begins behind.
