@@ -105,13 +105,20 @@ async fn state(states: &mut watch::Receiver<UplinkState>, wanted: impl Fn(&Uplin
     waited.expect("the agent came to this state in time").unwrap();
 }
 
-/// Waits until an assignment and its clean-up are over, looking into the ledger's file.
+/// Waits until an assignment and its clean-up are over, looking into a copy of the ledger: the agent lets nobody else in.
 async fn forgotten(data: &Path, id: &str) {
-    let ledger = rusqlite::Connection::open(data.join("ledger.db")).unwrap();
+    let count = || -> Result<i64, Box<dyn std::error::Error>> {
+        let copy = tempfile::tempdir()?;
+        // In this order: what goes from the log into the file meanwhile is in both.
+        for file in ["ledger.db-wal", "ledger.db"] {
+            fs::copy(data.join(file), copy.path().join(file))?;
+        }
+        let ledger = rusqlite::Connection::open(copy.path().join("ledger.db"))?;
+        Ok(ledger.query_row("SELECT COUNT(*) FROM assignments WHERE id = ?1", [id], |row| row.get(0))?)
+    };
     let gone = async {
-        let count =
-            || ledger.query_row("SELECT COUNT(*) FROM assignments WHERE id = ?1", [id], |row| row.get::<_, i64>(0));
-        while count().unwrap() != 0 {
+        // A copy that was made in the middle of a change cannot be read.
+        while !matches!(count(), Ok(0)) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -94,6 +94,9 @@ impl Journal {
         let open = || {
             let connection = Connection::open(&file)?;
             connection.busy_timeout(std::time::Duration::from_secs(5))?;
+            // No other process reads it: the index of the log is in memory of its own. A mapped one is a signal on a disk that
+            // is full, and the end of the agent.
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.execute_batch(SCHEMA)?;

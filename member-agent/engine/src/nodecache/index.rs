@@ -129,6 +129,9 @@ impl Index {
         let open = || {
             let connection = Connection::open(file)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
+            // No other process reads it: the index of the log is in memory of its own. A mapped one is a signal on a disk that
+            // is full, and the end of the agent.
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "NORMAL")?;
             let shape: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;

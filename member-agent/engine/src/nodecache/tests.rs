@@ -332,6 +332,7 @@ async fn the_second_cold_reader_of_the_same_order_waits_for_fewer_files() {
         tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap_or_else(|_| panic!("round {round}"));
         // It outlives the cache and the program.
         engine.stop().await;
+        drop(engine);
         engine = open_cache(&bed.engine_directory(), &bed.blocks, &[("SSD", 1 << 30)]);
     }
     assert_eq!(misses[0], 150, "nothing was known before");

@@ -16,6 +16,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fluvial_model::manifest::RelativePath;
@@ -124,19 +125,21 @@ pub fn at_root(location: Location) -> Vec<SourceMount> {
 /// Journal, blocks and a target's parent, in one temporary directory.
 pub struct Bench {
     pub directory: tempfile::TempDir,
+    journal: OnceLock<Journal>,
 }
 
 impl Bench {
     pub fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
+        Self { directory: tempfile::tempdir().unwrap(), journal: OnceLock::new() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
+    /// The journal: its file belongs to one at a time.
     pub fn journal(&self) -> Journal {
-        Journal::open(self.path("journal.sqlite")).unwrap()
+        self.journal.get_or_init(|| Journal::open(self.path("journal.sqlite")).unwrap()).clone()
     }
 
     pub fn blocks(&self) -> BlockStore {
