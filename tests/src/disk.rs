@@ -123,6 +123,18 @@ impl Disk {
         (found.blocks_available() * found.fragment_size()) >> 20
     }
 
+    /// MiB that are in use and in no file with a name: the file system's own, and removed files that are still open.
+    pub fn nameless_mib(&self) -> u64 {
+        // The blocks of a removed file are free when that is on the disk.
+        let directory = File::open(&self.directory).expect("the disk is mounted");
+        nix::unistd::syncfs(directory).expect("the disk can be synced");
+        let found = nix::sys::statvfs::statvfs(&self.directory).expect("the disk is mounted");
+        let used = ((found.blocks() - found.blocks_free()) * found.fragment_size()) >> 20;
+        let du = Command::new("du").args(["-sm"]).arg(&self.directory).output().expect("du runs");
+        let named = String::from_utf8_lossy(&du.stdout).split('\t').next().and_then(|text| text.parse().ok());
+        used.saturating_sub(named.expect("du tells a number"))
+    }
+
     /// Its directory as text.
     pub fn text(&self) -> &str {
         Path::to_str(&self.directory).expect("a UTF-8 path")

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -419,6 +419,11 @@ impl Federation {
         self.members[name].id()
     }
 
+    /// How a member ended by itself, if it did.
+    pub fn ended(&mut self, name: &str) -> Option<ExitStatus> {
+        self.members.get_mut(name)?.child.try_wait().expect("a child can be waited for")
+    }
+
     /// SIGKILL.
     pub fn kill_member(&mut self, name: &str) {
         self.members.remove(name).expect("it runs").kill();
@@ -454,6 +459,11 @@ impl Federation {
     /// What a process has logged.
     pub fn log(&self, process: &str) -> String {
         std::fs::read_to_string(self.folder.path().join(format!("{process}.log"))).unwrap_or_default()
+    }
+
+    /// The last lines of that, the last one first.
+    pub fn last_said(&self, process: &str) -> Vec<String> {
+        self.log(process).lines().rev().take(5).map(str::to_owned).collect()
     }
 
     /// A folder of this test.

@@ -157,6 +157,7 @@ pub async fn suite(open: Open) {
     only_the_prepared_version_is_opened(open).await;
     what_was_fetched_of_a_file_survives_a_restart(open).await;
     a_new_version_gives_up_what_was_fetched_of_files_that_changed(open).await;
+    what_is_complete_is_opened_and_nothing_is_fetched_for_it(open).await;
     a_load_brings_what_it_names_and_keeps_it_while_it_runs(open).await;
 }
 
@@ -290,6 +291,24 @@ async fn a_source_that_changed_since_its_listing_is_refused(open: Open) {
     let loaded = fill(&engine, &request).await;
     assert!(matches!(&loaded, Err(EngineError::SourceDiffers { path, .. }) if path == "a"), "{loaded:?}");
     assert_eq!(used(&engine).await, 0);
+}
+
+async fn what_is_complete_is_opened_and_nothing_is_fetched_for_it(open: Open) {
+    let bed = Bed::new(open);
+    bed.write("a", b"12345", 1);
+    let engine = bed.engine(AMPLE);
+    let request = on_demand(bed.request("set", bed.version(&["a"], false)));
+    let path = relative("a");
+    let complete = || engine.open_complete("uid-set", request.root, &path);
+    assert!(matches!(complete().await, Err(EngineError::NotPrepared { .. })));
+    engine.prepare(&request).await.expect("the blocks are at hand");
+    assert!(complete().await.expect("it can be looked for").is_none());
+    let file = engine.open("uid-set", request.root, &path).await.expect("it can be opened");
+    assert!(complete().await.expect("it can be looked for").is_none(), "it is on its way");
+    read(&file, 0, 5).await.expect("it can be read");
+    let file = complete().await.expect("it can be looked for").expect("it is complete");
+    assert!(matches!(file.contents, Contents::Complete(_)));
+    assert_eq!(read(&file, 0, 5).await.expect("it can be read"), b"12345");
 }
 
 async fn an_engine_does_nothing_before_it_is_prepared_and_after_it_is_stopped(open: Open) {

@@ -306,6 +306,12 @@ pub trait Engine: Send + Sync + 'static {
     /// [`Engine::load`].
     async fn open(&self, uid: &str, root: Root, path: &RelativePath) -> Result<OpenFile, EngineError>;
 
+    /// Opens a file of the version that is prepared if all of it is there; nothing is fetched.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    async fn open_complete(&self, uid: &str, root: Root, path: &RelativePath) -> Result<Option<OpenFile>, EngineError>;
+
     /// Fetches a file that will be opened soon, if there is room for it. Nobody waits for it.
     ///
     /// # Errors

@@ -314,6 +314,15 @@ impl Engine for NodeCache {
         }
     }
 
+    async fn open_complete(&self, uid: &str, root: Root, path: &RelativePath) -> Result<Option<OpenFile>, EngineError> {
+        let mut stopped = self.shared.stopped.subscribe();
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "open" }),
+            opened = open::open_complete(&self.shared, uid, root, path) => opened,
+        }
+    }
+
     async fn open(&self, uid: &str, root: Root, path: &RelativePath) -> Result<OpenFile, EngineError> {
         let mut stopped = self.shared.stopped.subscribe();
         tokio::select! {

@@ -3,23 +3,25 @@
 //! An agent that goes away and comes back (an upgrade, a crash) is a pause: requests wait for the next connection, and
 //! files that were not complete are opened again by it. What is complete is read from its file, agent or not.
 
-use std::collections::HashMap;
+use std::any::Any;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use fluvial_model::manifest::{RelativePath, Root};
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio_seqpacket::UnixSeqpacket;
 
 use crate::files::{Contents, Files, Opened, ReadAt, read_file};
 use crate::fs::MOST_READ;
-use crate::wire::{self, Failure, FromAgent, FromMount, OpenInode, OpenedAs, Received};
+use crate::wire::{self, Failure, FromAgent, FromMount, OpenedAs, Received};
 
 /// How long a reader waits for an agent that is gone.
 const AGENT_PATIENCE: Duration = Duration::from_secs(300);
@@ -54,28 +56,68 @@ struct Link {
 
 /// Asks the agent.
 pub struct Client {
+    runtime: Handle,
     link: watch::Sender<Option<Link>>,
     pending: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
     requests: AtomicU64,
     links: AtomicU64,
+    /// Complete files that this process, or one before it, has open.
+    complete: Mutex<BTreeMap<u64, Weak<Complete>>>,
 }
 
-impl Default for Client {
-    fn default() -> Self {
+impl Client {
+    /// Asks nobody yet; `runtime` tells what is told later.
+    #[must_use]
+    pub fn new(runtime: Handle) -> Self {
         Self {
+            runtime,
             link: watch::Sender::new(None),
             pending: Mutex::default(),
             requests: AtomicU64::new(1),
             links: AtomicU64::new(1),
+            complete: Mutex::default(),
         }
     }
-}
 
-impl Client {
     /// A connection is there.
-    pub fn connected(&self, socket: Arc<UnixSeqpacket>) {
+    pub fn connected(self: &Arc<Self>, socket: Arc<UnixSeqpacket>) {
         let number = self.links.fetch_add(1, Ordering::Relaxed);
-        self.link.send_replace(Some(Link { socket, number }));
+        let link = Link { socket, number };
+        self.link.send_replace(Some(link.clone()));
+        let client = self.clone();
+        self.runtime.spawn(async move { client.keep_complete(&link).await });
+    }
+
+    fn complete(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Complete>>> {
+        self.complete.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the agent of a new connection keep the complete files that are open.
+    async fn keep_complete(&self, link: &Link) {
+        let open: Vec<Arc<Complete>> = self.complete().values().filter_map(Weak::upgrade).collect();
+        for complete in open {
+            if complete.handle().is_none_or(|(number, _)| number != link.number) {
+                complete.keep_by(link).await;
+            }
+        }
+    }
+
+    /// A complete file that is open, and the handle by which the agent keeps it.
+    fn note_complete(self: &Arc<Self>, root: Root, path: RelativePath, handle: Option<(u64, u64)>) -> Arc<Complete> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let complete = Arc::new(Complete { client: self.clone(), number, root, path, handle: Mutex::new(handle) });
+        self.complete().insert(number, Arc::downgrade(&complete));
+        complete
+    }
+
+    /// Tells the agent that a file is closed. A connection that broke closes everything by itself.
+    fn close(self: &Arc<Self>, (link, handle): (u64, u64)) {
+        let client = self.clone();
+        self.runtime.spawn(async move {
+            if client.link.borrow().as_ref().is_some_and(|current| current.number == link) {
+                client.tell(FromMount::Close { handle }).await;
+            }
+        });
     }
 
     /// The connection is gone: whoever waits for an answer asks the next one.
@@ -248,7 +290,7 @@ struct Remote {
 }
 
 /// A handle of a connection, and the file that came with it.
-struct Handle {
+struct RemoteHandle {
     link: Link,
     number: u64,
     file: Option<Arc<File>>,
@@ -267,7 +309,7 @@ impl Remote {
 
     /// The file as the present connection has it. Opened again if the connection is another one, or if the agent has told
     /// that the handle `lost` is of no use any more.
-    async fn handle(&self, lost: Option<(u64, u64)>) -> io::Result<Handle> {
+    async fn handle(&self, lost: Option<(u64, u64)>) -> io::Result<RemoteHandle> {
         let _turn = self.opening.lock().await;
         loop {
             let link = self.client.link().await?;
@@ -276,7 +318,7 @@ impl Remote {
                 (held.link, held.handle, held.file.clone())
             };
             if number == link.number && lost != Some((number, handle)) {
-                return Ok(Handle { link, number: handle, file });
+                return Ok(RemoteHandle { link, number: handle, file });
             }
             let opened = self.client.open(self.root, &self.path).await?;
             if opened.link == number {
@@ -319,8 +361,9 @@ impl Remote {
 
     /// Asks for a range; `None` if there is a file to put it into now.
     async fn through(&self, offset: u64, length: u32) -> io::Result<Option<Bytes>> {
+        let mut lost = None;
         loop {
-            let handle = self.handle(None).await?;
+            let handle = self.handle(lost).await?;
             if handle.file.is_some() {
                 return Ok(None);
             }
@@ -330,6 +373,7 @@ impl Remote {
                 Some(Answer::Contents { length, file: Some(file) }) => {
                     return Ok(Some(read_file(&File::from(file), 0, length)?.into()));
                 }
+                Some(Answer::Lost) => lost = Some((handle.link.number, number)),
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 None => {}
             }
@@ -374,33 +418,53 @@ impl Remote {
     }
 }
 
-/// Tells the agent that a file is closed.
-struct Lease {
+/// A complete file that is open: its agent, and every one after it, is to keep it.
+struct Complete {
     client: Arc<Client>,
-    remote: Option<Arc<Remote>>,
-    complete: Option<(u64, u64)>,
+    number: u64,
+    root: Root,
+    path: RelativePath,
+    /// Link and handle by which it is kept.
+    handle: Mutex<Option<(u64, u64)>>,
 }
+
+impl Complete {
+    fn handle(&self) -> Option<(u64, u64)> {
+        *self.handle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn keep_by(&self, link: &Link) {
+        let keep = |request| FromMount::Keep { request, root: self.root, path: self.path.clone() };
+        match self.client.ask(link, keep).await {
+            Ok(Some(Answer::Opened { handle, .. })) => {
+                *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some((link.number, handle));
+            }
+            // Given up already, or of a version that is past: its bytes stay until it is closed. A link that broke is
+            // followed by another.
+            other => tracing::debug!(path = self.path.as_str(), kept = other.is_ok(), "the cache does not keep it"),
+        }
+    }
+}
+
+impl Drop for Complete {
+    fn drop(&mut self) {
+        self.client.complete().remove(&self.number);
+        if let Some(handle) = self.handle() {
+            self.client.close(handle);
+        }
+    }
+}
+
+/// Tells the agent that a file that was not complete is closed.
+struct Lease(Arc<Remote>);
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let (client, remote, complete) = (self.client.clone(), self.remote.take(), self.complete.take());
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            let held = match &remote {
-                Some(remote) => {
-                    let held = remote.held();
-                    Some((held.link, held.handle))
-                }
-                None => complete,
-            };
-            let link = client.link.borrow().clone();
-            if let (Some((number, handle)), Some(link)) = (held, link)
-                && link.number == number
-            {
-                // A connection that broke closes everything by itself.
-                let _ = wire::send(&link.socket, &FromMount::Close { handle }, None::<&File>).await;
-            }
-        });
+        let handle = {
+            let held = self.0.held();
+            (held.link, held.handle)
+        };
+        self.0.client.close(handle);
     }
 }
 
@@ -413,20 +477,21 @@ impl Files for RemoteFiles {
         self.0.tell(FromMount::Ahead { root, paths }).await;
     }
 
-    async fn note(&self, inode: u64, open: Option<Option<u32>>) {
-        let message = match open {
-            Some(backing) => FromMount::InodeOpen(OpenInode { inode, backing }),
-            None => FromMount::InodeClosed { inode },
-        };
-        self.0.tell(message).await;
+    fn keep(&self, root: Root, path: RelativePath) -> Box<dyn Any + Send + Sync> {
+        let complete = self.0.note_complete(root, path, None);
+        let (kept, link) = (complete.clone(), self.0.link.borrow().clone());
+        if let Some(link) = link {
+            self.0.runtime.spawn(async move { kept.keep_by(&link).await });
+        }
+        Box::new(complete)
     }
 
     async fn open(&self, root: Root, path: &RelativePath, size: u64) -> io::Result<Opened> {
         let client = self.0.clone();
         let held = client.open(root, path).await?;
         if let (OpenedAs::Complete, Some(file)) = (held.opened, &held.file) {
-            let lease = Lease { client, remote: None, complete: Some((held.link, held.handle)) };
-            return Ok(Opened { contents: Contents::Complete(file.clone()), lease: Some(Box::new(lease)) });
+            let complete = client.note_complete(root, path.clone(), Some((held.link, held.handle)));
+            return Ok(Opened { contents: Contents::Complete(file.clone()), lease: Some(Box::new(complete)) });
         }
         let whole = held.opened == OpenedAs::Filling && MODEL_SUFFIXES.iter().any(|end| path.as_str().ends_with(end));
         let remote = Arc::new(Remote {
@@ -441,7 +506,7 @@ impl Files for RemoteFiles {
         if whole {
             remote.clone().fetch_ahead(0, size);
         }
-        let lease = Lease { client, remote: Some(remote.clone()), complete: None };
+        let lease = Lease(remote.clone());
         Ok(Opened { contents: Contents::Partial(Arc::new(remote)), lease: Some(Box::new(lease)) })
     }
 }

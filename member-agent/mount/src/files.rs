@@ -1,5 +1,6 @@
 //! The seam between the file system and whoever has the contents of files.
 
+use std::any::Any;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -18,9 +19,9 @@ pub trait Files: Send + Sync + 'static {
     /// What the reader is to see.
     async fn open(&self, root: Root, path: &RelativePath, size: u64) -> io::Result<Opened>;
 
-    /// Notes how an inode is open (by the kernel's number of the file below, or through this process), or that it is not,
-    /// for a process that takes the mount over. Returns when it is noted.
-    async fn note(&self, inode: u64, open: Option<Option<u32>>);
+    /// Has a complete file of a version kept, as long as what is returned lives, by whoever has it: a program reads it
+    /// that opened it in a process before this one.
+    fn keep(&self, root: Root, path: RelativePath) -> Box<dyn Any + Send + Sync>;
 
     /// Has files fetched that will be opened soon. Nobody waits for it, and its failure is nobody's.
     async fn ahead(&self, root: Root, paths: Vec<RelativePath>);
@@ -31,7 +32,7 @@ pub struct Opened {
     /// Its contents.
     pub contents: Contents,
     /// What holds it open where it comes from.
-    pub lease: Option<Box<dyn std::any::Any + Send + Sync>>,
+    pub lease: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// Contents of an open file.

@@ -26,11 +26,13 @@ use fuser::{
 use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
 
 use crate::files::{Contents, Files, Opened, ReadAt, read_file};
-use crate::opens::{Backing, Inherited, InodeOpens, Opens};
+use crate::opens::{Opens, Registered};
 use crate::raw;
 use crate::siblings::{BATCH, SMALL_BYTES, Siblings};
+use crate::table::{self, Found, OpenFile, Table};
 use crate::tree::Tree;
 
 /// Ranks of one version.
@@ -87,8 +89,20 @@ impl Versions {
 
 /// A file that a program has open.
 struct OpenHandle {
-    opened: Arc<Opened>,
+    inode: u64,
     passthrough: bool,
+    /// Nothing yet if it was opened in the process before this one.
+    opened: OnceCell<Arc<Opened>>,
+}
+
+/// The kernel's side of a mount.
+pub(crate) struct Kernel {
+    /// The device.
+    pub device: Arc<File>,
+    /// Where it is noted what is open.
+    pub table: Arc<Mutex<Table>>,
+    /// What the process before this one had open.
+    pub found: Found,
 }
 
 /// What answers need when they come later.
@@ -100,7 +114,10 @@ struct Shared {
     siblings: Mutex<Siblings>,
     handles: RwLock<HashMap<u64, Arc<OpenHandle>>>,
     next_handle: AtomicU64,
-    opening: tokio::sync::Mutex<()>,
+    device: Arc<File>,
+    table: Arc<Mutex<Table>>,
+    /// Handles that the process before this one noted, by the request that each is the answer to.
+    inherited: Mutex<HashMap<u64, u64>>,
 }
 
 /// The file system.
@@ -122,11 +139,13 @@ impl Probe {
     }
 
     /// Lets go of files that were closed long enough ago. To be called now and then.
-    pub async fn sweep(&self) {
-        let gone = self.0.opens().sweep(Instant::now());
-        if !gone.is_empty() {
-            self.0.forgotten(gone).await;
-        }
+    pub fn sweep(&self) {
+        self.0.opens().sweep(Instant::now());
+    }
+
+    /// The table of what is open, for a successor.
+    pub(crate) fn table(&self) -> io::Result<File> {
+        self.0.table().file().try_clone()
     }
 
     /// Open files.
@@ -145,102 +164,82 @@ impl Shared {
         self.opens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn handle(&self, handle: FileHandle) -> Option<Arc<OpenHandle>> {
         self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned()
     }
 
     /// Answers an open of a file that is complete and registered with the kernel already; gives the reply back if it is
     /// not.
-    fn opened_again(&self, inode: u64, reply: ReplyOpen) -> Option<ReplyOpen> {
-        let Some((opened, (backing, _))) = self.opens().again(inode) else { return Some(reply) };
-        let handle = self.add(opened, true);
-        reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
+    fn opened_again(&self, request: u64, inode: u64, reply: ReplyOpen) -> Option<ReplyOpen> {
+        let Some((opened, backing)) = self.opens().again(inode) else { return Some(reply) };
+        self.answer(request, inode, Some(opened), Some(backing), reply);
         None
     }
 
-    /// A new handle.
-    fn add(&self, opened: Arc<Opened>, passthrough: bool) -> FileHandle {
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let open = Arc::new(OpenHandle { opened, passthrough });
-        self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(handle, open);
-        FileHandle(handle)
-    }
-
     /// Answers an open: by passthrough if the file is complete and the inode is not open in the other way.
-    async fn opened(&self, inode: u64, opened: Opened, reply: ReplyOpen) {
-        // One at a time: a successor must hear of the opens of one inode in the order in which the kernel does.
-        let _turn = self.opening.lock().await;
+    fn opened(&self, request: u64, inode: u64, opened: Opened, reply: ReplyOpen) {
         let opened = Arc::new(opened);
-        let (backing, first) = {
+        let backing = {
             let mut all = self.opens();
             let opens = all.inode(inode);
-            let first = !opens.is_open() && opens.backing.is_none();
             let backing = match &opened.contents {
-                Contents::Complete(file) if opens.daemon == 0 && opens.inherited != Some(Inherited::Daemon) => {
-                    self.backing(opens, file, &reply)
-                }
+                // What is registered is complete, whatever the cache has by now.
+                _ if opens.backing.is_some() => opens.backing.clone(),
+                Contents::Complete(file) if opens.daemon == 0 => self.register(inode, file),
                 _ => None,
             };
             if backing.is_some() {
                 opens.passthrough += 1;
-                opens.keep(&opened);
+                opens.backing.clone_from(&backing);
+                if matches!(opened.contents, Contents::Complete(_)) {
+                    opens.keep(&opened);
+                }
             } else {
                 opens.daemon += 1;
             }
-            (backing, first)
+            backing
         };
-        if first {
-            let number = backing.as_ref().map(|(_, number)| *number);
-            self.files.note(inode, Some(number)).await;
+        self.answer(request, inode, Some(opened), backing, reply);
+    }
+
+    /// Answers an open that was counted: noted first, so that a process that takes over knows of it.
+    fn answer(
+        &self,
+        request: u64,
+        inode: u64,
+        opened: Option<Arc<Opened>>,
+        backing: Option<Arc<Registered>>,
+        reply: ReplyOpen,
+    ) {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let passthrough = backing.is_some();
+        let (request, _) = table::request(request);
+        if let Err(error) = self.table().opened(handle, OpenFile { inode, passthrough, request }) {
+            tracing::warn!(%error, "an open file cannot be noted");
+            self.opens().close(inode, passthrough, Instant::now());
+            return reply.error(errno(&error));
         }
-        let handle = self.add(opened, backing.is_some());
+        let open = Arc::new(OpenHandle { inode, passthrough, opened: OnceCell::new_with(opened) });
+        self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(handle, open);
         match backing {
-            Some((backing, _)) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
-            None => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE),
+            Some(backing) => raw::with_registered(reply, backing.number, |reply, name| {
+                reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), name);
+            }),
+            None => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
         }
     }
 
-    /// Takes over a handle of the process before this one, which reads through this process.
-    fn reopened(&self, inode: u64, handle: FileHandle, opened: Opened) {
-        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
-        if handles.contains_key(&handle.0) {
-            return;
-        }
-        handles.insert(handle.0, Arc::new(OpenHandle { opened: Arc::new(opened), passthrough: false }));
-        drop(handles);
-        self.opens().inode(inode).daemon += 1;
-    }
-
-    /// Tells a successor's keeper that inodes are not open any more, unless they are again.
-    async fn forgotten(&self, inodes: Vec<u64>) {
-        let _turn = self.opening.lock().await;
-        for inode in inodes {
-            if !self.opens().knows(inode) {
-                self.files.note(inode, None).await;
-            }
-        }
-    }
-
-    /// The file below an inode, registered with the kernel once, and its number there.
-    fn backing(&self, opens: &mut InodeOpens, file: &File, reply: &ReplyOpen) -> Option<Backing> {
-        if opens.backing.is_some() {
-            return opens.backing.clone();
-        }
+    /// Registers the file below an inode with the kernel.
+    fn register(&self, inode: u64, file: &File) -> Option<Arc<Registered>> {
         if *self.mode() != Mode::Passthrough {
             return None;
         }
-        let registered = match opens.inherited {
-            Some(Inherited::Passthrough(number)) => Ok(raw::inherit(reply, number)),
-            _ => reply.open_backing(file),
-        };
-        match registered {
-            Ok(backing) => {
-                // The only way to learn the number: the registration is taken apart and put together again.
-                let number = backing.into_raw();
-                let backing = (Arc::new(raw::inherit(reply, number)), number);
-                opens.backing = Some(backing.clone());
-                Some(backing)
-            }
+        match Registered::new(&self.device, &self.table, inode, file) {
+            Ok(registered) => Some(Arc::new(registered)),
             Err(error) => {
                 tracing::warn!(%error, "the kernel takes no cache file for passthrough; reads go through this process");
                 *self.mode() = Mode::Daemon(format!("the kernel refused a cache file: {error}"));
@@ -249,11 +248,21 @@ impl Shared {
         }
     }
 
-    /// Forgets a handle; returns the inodes that nobody has open any more.
-    fn released(&self, inode: u64, handle: FileHandle) -> Vec<u64> {
-        let open = self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
-        let Some(open) = open else { return Vec::new() };
-        self.opens().close(inode, open.passthrough, Instant::now())
+    /// Forgets a handle.
+    fn released(&self, handle: u64) {
+        let open = self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
+        let Some(open) = open else { return };
+        self.table().closed(handle);
+        self.opens().close(open.inode, open.passthrough, Instant::now());
+    }
+
+    /// An open that the kernel says again was not answered: the handle that was noted for it was never given out.
+    fn asked_again(&self, number: u64) {
+        let (request, again) = table::request(number);
+        if again {
+            let never_given = self.inherited.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
+            never_given.into_iter().for_each(|handle| self.released(handle));
+        }
     }
 }
 
@@ -268,7 +277,13 @@ struct Inode {
 impl DatasetFs {
     /// A file system over these versions, whose files belong to `owner` (user and group).
     #[must_use]
-    pub fn new(versions: Arc<Versions>, files: Arc<dyn Files>, runtime: Handle, owner: (u32, u32)) -> Self {
+    pub(crate) fn new(
+        versions: Arc<Versions>,
+        files: Arc<dyn Files>,
+        runtime: Handle,
+        owner: (u32, u32),
+        kernel: Kernel,
+    ) -> Self {
         // A limit that cannot be read is taken for the smallest that systems have.
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         let shared = Shared {
@@ -277,20 +292,41 @@ impl DatasetFs {
             mode: Mutex::new(Mode::Passthrough),
             opens: Mutex::new(Opens::new(descriptors)),
             siblings: Mutex::default(),
-            handles: RwLock::default(),
+            handles: RwLock::new(kernel.found.files.iter().map(|(handle, open)| (*handle, inherited(open))).collect()),
             // Handles that a process before this one gave out are never given again.
             next_handle: AtomicU64::new((u64::from(std::process::id()) << 32) | 1),
-            opening: tokio::sync::Mutex::default(),
+            device: kernel.device,
+            table: kernel.table,
+            inherited: Mutex::new(kernel.found.files.iter().map(|(handle, open)| (open.request, *handle)).collect()),
         };
-        Self { shared: Arc::new(shared), runtime, owner }
+        let made = Self { shared: Arc::new(shared), runtime, owner };
+        made.inherit(&kernel.found);
+        made
     }
 
-    /// Notes how inodes are open since the process before this one: by the kernel's number of the file below, or through
-    /// that process.
-    pub fn inherit(&self, inodes: impl IntoIterator<Item = (u64, Option<u32>)>) {
-        let mut known = self.shared.opens();
-        for (inode, backing) in inodes {
-            known.inode(inode).inherited = Some(backing.map_or(Inherited::Daemon, Inherited::Passthrough));
+    /// Counts what the process before this one had open. What it registered for nobody, and what it may have registered
+    /// when it was killed, ends here.
+    fn inherit(&self, found: &Found) {
+        let mut opens = self.shared.opens();
+        for file in found.files.values() {
+            let inode = opens.inode(file.inode);
+            let count = if file.passthrough { &mut inode.passthrough } else { &mut inode.daemon };
+            *count += 1;
+        }
+        for (number, ino) in found.registered.iter().map(|(number, inode)| (*number, *inode)) {
+            let registered = Registered::known(&self.shared.device, &self.shared.table, number);
+            if opens.inode(ino).passthrough == 0 {
+                opens.close(ino, true, Instant::now());
+                continue;
+            }
+            let inode = opens.inode(ino);
+            inode.backing = Some(Arc::new(registered));
+            if let Ok(found) = self.inode(INodeNo(ino)) {
+                inode.lease = Some(self.shared.files.keep(found.tree.root, found.place.path.clone()));
+            }
+        }
+        if let Some(number) = found.unnoted {
+            drop(Registered::known(&self.shared.device, &self.shared.table, number));
         }
     }
 
@@ -361,19 +397,21 @@ impl DatasetFs {
         });
     }
 
-    /// Reads for a handle that the process before this one gave out, and keeps it from now on.
-    fn read_again(&self, inode: Inode, size: u64, fh: FileHandle, (offset, length): (u64, u32), reply: ReplyData) {
+    /// Reads for a handle that the process before this one gave out.
+    fn read_again(
+        &self,
+        inode: Inode,
+        size: u64,
+        open: Arc<OpenHandle>,
+        (offset, length): (u64, u32),
+        reply: ReplyData,
+    ) {
         let shared = self.shared.clone();
         self.runtime.spawn(async move {
-            match shared.files.open(inode.tree.root, &inode.place.path, size).await {
-                Ok(opened) => {
-                    let contents = opened.contents.clone();
-                    shared.reopened(number(inode.version, inode.rank), fh, opened);
-                    match contents {
-                        Contents::Complete(file) => read_complete(&file, offset, length, reply),
-                        Contents::Partial(contents) => read_partial(contents, offset, length, reply).await,
-                    }
-                }
+            let file = || async { shared.files.open(inode.tree.root, &inode.place.path, size).await.map(Arc::new) };
+            match open.opened.get_or_try_init(file).await.map(|opened| opened.contents.clone()) {
+                Ok(Contents::Complete(file)) => read_complete(&file, offset, length, reply),
+                Ok(Contents::Partial(contents)) => read_partial(contents, offset, length, reply).await,
                 Err(error) => reply.error(errno(&error)),
             }
         });
@@ -448,6 +486,11 @@ impl DatasetFs {
         });
         listed.map_err(|error| unreadable(&error))
     }
+}
+
+/// A handle of the process before this one.
+fn inherited(open: &OpenFile) -> Arc<OpenHandle> {
+    Arc::new(OpenHandle { inode: open.inode, passthrough: open.passthrough, opened: OnceCell::new() })
 }
 
 /// The inode number of a rank that is not the root's.
@@ -527,19 +570,21 @@ impl Filesystem for DatasetFs {
         }
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let request = req.unique().0;
+        self.shared.asked_again(request);
         let (inode, size) = match self.file(ino) {
             Ok(found) => found,
             Err(error) => return reply.error(error),
         };
-        let Some(reply) = self.shared.opened_again(ino.0, reply) else { return };
+        let Some(reply) = self.shared.opened_again(request, ino.0, reply) else { return };
         if size <= SMALL_BYTES {
             self.fetch_siblings(&inode);
         }
         let shared = self.shared.clone();
         self.runtime.spawn(async move {
             match shared.files.open(inode.tree.root, &inode.place.path, size).await {
-                Ok(opened) => shared.opened(ino.0, opened, reply).await,
+                Ok(opened) => shared.opened(request, ino.0, opened, reply),
                 Err(error) => {
                     tracing::warn!(path = inode.place.path.as_str(), %error, "open failed");
                     reply.error(errno(&error));
@@ -559,14 +604,14 @@ impl Filesystem for DatasetFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(handle) = self.shared.handle(fh) else {
-            // It was opened in the process before this one.
+        let Some(handle) = self.shared.handle(fh) else { return reply.error(Errno::EBADF) };
+        let Some(opened) = handle.opened.get() else {
             return match self.file(ino) {
-                Ok((inode, size)) => self.read_again(inode, size, fh, (offset, length), reply),
+                Ok((inode, size)) => self.read_again(inode, size, handle, (offset, length), reply),
                 Err(error) => reply.error(error),
             };
         };
-        match &handle.opened.contents {
+        match &opened.contents {
             Contents::Complete(file) => read_complete(file, offset, length, reply),
             Contents::Partial(contents) => {
                 let contents = contents.clone();
@@ -583,19 +628,15 @@ impl Filesystem for DatasetFs {
     fn release(
         &self,
         _req: &Request,
-        ino: INodeNo,
+        _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let gone = self.shared.released(ino.0, fh);
+        self.shared.released(fh.0);
         reply.ok();
-        if !gone.is_empty() {
-            let shared = self.shared.clone();
-            self.runtime.spawn(async move { shared.forgotten(gone).await });
-        }
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -32,6 +32,7 @@ pub mod process;
 mod raw;
 pub mod serve;
 mod siblings;
+mod table;
 pub mod tree;
 pub mod wire;
 pub mod write;

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fluvial_model::causes::chain;
@@ -22,7 +22,8 @@ use tokio_seqpacket::UnixSeqpacket;
 
 use crate::client::{Client, RemoteFiles};
 use crate::device::{self, Device};
-use crate::fs::{DatasetFs, Mode, Probe, Versions};
+use crate::fs::{DatasetFs, Kernel, Mode, Probe, Versions};
+use crate::table::{Found, Table};
 use crate::tree::{Nodes, Tree};
 use crate::wire::{self, FromAgent, FromMount, NumberedVersion, Received};
 use crate::write::fs::{HomeFs, HomeProbe};
@@ -126,43 +127,56 @@ pub async fn run(socket: PathBuf, mount: String) -> Result<(), ProcessError> {
         connected.map_err(|source| ProcessError::Agent { socket: socket.display().to_string(), source })?;
     let welcome = wire::receive(&connection).await.ok().flatten().ok_or(ProcessError::NoWelcome)?;
     let Received { message, file } = welcome;
-    let FromAgent::Welcome { directory, source, blocks, versions: numbered, init, open_inodes, homes } = message else {
+    let FromAgent::Welcome { directory, source, blocks, versions: numbered, init, homes } = message else {
         return Err(ProcessError::NoWelcome);
     };
-    let mut inodes = Vec::new();
-    while inodes.len() < open_inodes {
-        match wire::receive(&connection).await {
-            Ok(Some(Received { message: FromAgent::OpenInodes(some), .. })) if !some.is_empty() => inodes.extend(some),
+    let table = match file {
+        None => None,
+        Some(_) => match wire::receive(&connection).await {
+            Ok(Some(Received { message: FromAgent::OpenFiles, file: Some(table) })) => Some(table),
             _ => return Err(ProcessError::NoWelcome),
-        }
-    }
+        },
+    };
     let nodes = Nodes::new(BlockStore::open(blocks).map_err(ProcessError::Blocks)?);
     let versions = Arc::new(Versions::default());
     for version in &numbered {
         versions.add(version.number, Arc::new(Tree::new(version.root, nodes.clone())));
     }
-    let client = Arc::new(Client::default());
     let runtime = tokio::runtime::Handle::current();
+    let client = Arc::new(Client::new(runtime.clone()));
     let at = Where { directory: directory.clone(), source, writable: homes.is_some() };
-    let (served, begun) = if let Some((staging, count)) = homes {
-        match open_homes(&connection, count, &staging).await {
-            Ok(homes) => {
-                let news = Arc::new(News::default());
-                let fs = HomeFs::new(homes, news.clone(), runtime);
-                (Served::Homes(fs.probe(), news), begin(at, None, fs).await)
-            }
+    let begun = if let Some((staging, count)) = homes {
+        let homes = match open_homes(&connection, count, &staging).await {
+            Ok(homes) => homes,
             Err(error) => {
                 ended_at_once(&connection, chain(&error)).await;
                 return Err(error);
             }
-        }
+        };
+        let serve = move |_: &Device| {
+            let news = Arc::new(News::default());
+            let fs = HomeFs::new(homes, news.clone(), runtime);
+            let served = Served::Homes(fs.probe(), news);
+            Ok((fs, served))
+        };
+        begin(at, None, serve).await
     } else {
         let owner = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
-        let fs = DatasetFs::new(versions.clone(), Arc::new(RemoteFiles(client.clone())), runtime, owner);
-        fs.inherit(inodes.into_iter().map(|open| (open.inode, open.backing)));
-        (Served::Versions(fs.probe()), begin(at, file.map(|file| (file, init)), fs).await)
+        let (versions, files) = (versions.clone(), Arc::new(RemoteFiles(client.clone())));
+        let serve = move |device: &Device| {
+            let (table, found) = match table {
+                Some(table) => Table::taken_over(table)?,
+                None => (Table::new()?, Found::default()),
+            };
+            let kernel =
+                Kernel { device: Arc::new(device.file.try_clone()?), table: Arc::new(Mutex::new(table)), found };
+            let fs = DatasetFs::new(versions, files, runtime, owner, kernel);
+            let served = Served::Versions(fs.probe());
+            Ok((fs, served))
+        };
+        begin(at, file.map(|file| (file, init)), serve).await
     };
-    let Begun { device, notifier, end, serving } = match begun {
+    let (Begun { device, notifier, end, serving }, served) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             ended_at_once(&connection, format!("mount {}: {error}", directory.display())).await;
@@ -219,30 +233,31 @@ struct Where {
 async fn begin<F: Filesystem + 'static>(
     at: Where,
     taken_over: Option<(std::os::fd::OwnedFd, Vec<u8>)>,
-    fs: F,
-) -> io::Result<Begun> {
-    let begun = tokio::task::spawn_blocking(move || begin_session(&at, taken_over, fs)).await;
-    let (device, session) = begun.unwrap_or_else(|_| Err(io::Error::other("the program is ending")))?;
+    serve: impl FnOnce(&Device) -> io::Result<(F, Served)> + Send + 'static,
+) -> io::Result<(Begun, Served)> {
+    let begun = tokio::task::spawn_blocking(move || begin_session(&at, taken_over, serve)).await;
+    let (device, session, served) = begun.unwrap_or_else(|_| Err(io::Error::other("the program is ending")))?;
     let notifier = session.notifier();
     let (ended, end) = oneshot::channel();
     let serving = std::thread::Builder::new().name("session".to_owned()).spawn(move || {
         let _ = ended.send(session.run());
     })?;
-    Ok(Begun { device, notifier, end, serving })
+    Ok((Begun { device, notifier, end, serving }, served))
 }
 
 fn begin_session<F: Filesystem>(
     at: &Where,
     taken_over: Option<(std::os::fd::OwnedFd, Vec<u8>)>,
-    fs: F,
-) -> io::Result<(Device, fuser::Session<F>)> {
+    serve: impl FnOnce(&Device) -> io::Result<(F, Served)>,
+) -> io::Result<(Device, fuser::Session<F>, Served)> {
     let fresh = taken_over.is_none();
     let device = match taken_over {
         Some((file, init)) => Device::taken_over(file, init),
         None => Device::mount(&at.directory, &at.source, at.writable)?,
     };
-    match device.serve(fs) {
-        Ok(session) => Ok((device, session)),
+    let session = serve(&device).and_then(|(fs, served)| Ok((device.serve(fs)?, served)));
+    match session {
+        Ok((session, served)) => Ok((device, session, served)),
         Err(error) => {
             if fresh {
                 device::unmount(&at.directory)?;
@@ -318,6 +333,12 @@ impl Process {
         // A connection that broke is noticed by who reads from it.
         let _ = wire::send(socket, &FromMount::Mode(self.served.mode()), None::<&File>).await;
         let init = self.device.init.clone();
+        if let Served::Versions(probe) = &self.served {
+            match probe.table() {
+                Ok(table) => drop(wire::send(socket, &FromMount::OpenFiles, Some(&table)).await),
+                Err(error) => tracing::warn!(%error, "no other process can take the mount over"),
+            }
+        }
         // What is written through a mount is this process' own, and nobody could go on with it.
         let device = matches!(self.served, Served::Versions(_)).then_some(&self.device.file);
         let _ = wire::send(socket, &FromMount::Serving { init }, device).await;
@@ -395,7 +416,7 @@ impl Process {
 async fn sweep(probe: Probe) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
-        probe.sweep().await;
+        probe.sweep();
     }
 }
 

@@ -18,11 +18,25 @@ pub(crate) fn take_place(file: &File, number: i32) -> io::Result<()> {
     if made == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The registration of a file below an inode that the process before this one made, and can no longer end.
-pub(crate) fn inherit(reply: &ReplyOpen, number: u32) -> BackingId {
-    // SAFETY: the number was given by the kernel on this session's device, and announced before it was used; its process
-    // is dead, and the table of inherited numbers gives each of them out once.
-    unsafe { reply.wrap_backing(number) }
+/// Does something with the name of a registered file as answers need it; the registration stays as it is.
+pub(crate) fn with_registered(reply: ReplyOpen, number: u32, answer: impl FnOnce(ReplyOpen, &BackingId)) {
+    // SAFETY: the kernel gave the number on this session's device, and it is registered as long as its `Registered` lives,
+    // which the caller has. What is made here is taken apart again, so that nothing ends the registration twice.
+    let backing = unsafe { reply.wrap_backing(number) };
+    answer(reply, &backing);
+    backing.into_raw();
+}
+
+nix::ioctl_write_ptr!(backing_close, 229, 2, u32);
+
+/// Ends the registration of a file for passthrough (`FUSE_DEV_IOC_BACKING_CLOSE` of linux/fuse.h); one that has ended
+/// already is left alone.
+pub(crate) fn unregister(device: &File, number: u32) {
+    // SAFETY: the call reads one number, which lives; which registrations there are is the kernel's own.
+    match unsafe { backing_close(device.as_raw_fd(), &raw const number) } {
+        Ok(_) | Err(nix::errno::Errno::ENOENT) => {}
+        Err(error) => tracing::warn!(%error, "a file stays registered with the kernel"),
+    }
 }
 
 /// Has the allocator keep as many heaps as the machine has processors, instead of eight times as many: buffers of some MiB

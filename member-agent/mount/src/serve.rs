@@ -5,7 +5,7 @@
 //! connection.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fluvial_engine::{Contents, Engine, EngineError, OpenFile};
+use fluvial_engine::{Contents, Engine, EngineError};
 use fluvial_model::causes::chain;
 use fluvial_model::manifest::{RelativePath, Root};
 use futures::StreamExt as _;
@@ -25,9 +25,7 @@ use tokio::time::Instant;
 use tokio_seqpacket::UnixSeqpacket;
 
 use crate::fs::{MOST_READ, Mode};
-use crate::wire::{
-    self, Failure, FromAgent, FromMount, INODES_AT_ONCE, NumberedVersion, OpenInode, OpenedAs, Received,
-};
+use crate::wire::{self, Failure, FromAgent, FromMount, NumberedVersion, OpenedAs, Received};
 use crate::write::spec::{HomeSpec, StagingSpec};
 
 /// How long a reader waits for a source.
@@ -78,9 +76,16 @@ pub struct Slot {
     /// How it stands.
     state: watch::Sender<SlotState>,
     /// What a successor of the process needs.
-    device: Mutex<Option<(OwnedFd, Vec<u8>)>>,
-    /// Inodes that are open on it, with the kernel's number of the file below.
-    inodes: Mutex<BTreeMap<u64, Option<u32>>>,
+    estate: Mutex<Estate>,
+}
+
+/// What a mount process leaves to its successor.
+#[derive(Default)]
+struct Estate {
+    /// The table of what is open.
+    table: Option<OwnedFd>,
+    /// The device, and the kernel's first request.
+    device: Option<(OwnedFd, Vec<u8>)>,
 }
 
 /// How a mount stands.
@@ -116,8 +121,7 @@ impl Slot {
             homes,
             unwanted: watch::Sender::new(false),
             state: watch::Sender::new(SlotState::default()),
-            device: Mutex::default(),
-            inodes: Mutex::default(),
+            estate: Mutex::default(),
         }
     }
 
@@ -168,24 +172,19 @@ impl Slot {
         });
     }
 
-    fn device(&self) -> MutexGuard<'_, Option<(OwnedFd, Vec<u8>)>> {
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn inodes(&self) -> MutexGuard<'_, BTreeMap<u64, Option<u32>>> {
-        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn estate(&self) -> MutexGuard<'_, Estate> {
+        self.estate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets go of the device: nothing can take the mount over any more.
     pub fn drop_device(&self) {
-        self.device().take();
-        self.inodes().clear();
+        *self.estate() = Estate::default();
     }
 
     /// Whether a successor could take the mount over.
     #[must_use]
     pub fn has_device(&self) -> bool {
-        self.device().is_some()
+        self.estate().device.is_some()
     }
 }
 
@@ -283,15 +282,10 @@ impl Connection {
                     let Some(Received { message, file }) = received? else { return Ok(()) };
                     match message {
                         FromMount::Hello { .. } => return Err(io::ErrorKind::InvalidData.into()),
+                        FromMount::OpenFiles => slot.estate().table = file,
                         FromMount::Serving { init } => {
-                            *slot.device() = file.map(|file| (file, init));
+                            slot.estate().device = file.map(|file| (file, init));
                             slot.state.send_modify(|state| state.serving = true);
-                        }
-                        FromMount::InodeOpen(OpenInode { inode, backing }) => {
-                            slot.inodes().insert(inode, backing);
-                        }
-                        FromMount::InodeClosed { inode } => {
-                            slot.inodes().remove(&inode);
                         }
                         FromMount::Mode(mode) => slot.state.send_modify(|state| state.mode = Some(mode)),
                         FromMount::Written => slot.state.send_modify(|state| state.written = moment()),
@@ -320,16 +314,14 @@ impl Connection {
 
     async fn welcome(&self, serving: bool, versions: Vec<NumberedVersion>) -> io::Result<()> {
         let slot = &self.slot;
-        let device = match slot.device().as_ref() {
-            Some((device, init)) if !serving => Some((device.try_clone()?, init.clone())),
-            _ => None,
-        };
-        let (device, init) = device.map_or((None, Vec::new()), |(device, init)| (Some(device), init));
-        let inodes: Vec<OpenInode> = match device {
-            Some(_) => {
-                slot.inodes().iter().map(|(inode, backing)| OpenInode { inode: *inode, backing: *backing }).collect()
+        let (device, table, init) = {
+            let estate = slot.estate();
+            match (&estate.device, &estate.table) {
+                (Some((device, init)), Some(table)) if !serving => {
+                    (Some(device.try_clone()?), Some(table.try_clone()?), init.clone())
+                }
+                _ => (None, None, Vec::new()),
             }
-            None => Vec::new(),
         };
         let welcome = FromAgent::Welcome {
             directory: slot.directory.clone(),
@@ -337,15 +329,14 @@ impl Connection {
             blocks: slot.blocks.clone(),
             versions,
             init,
-            open_inodes: inodes.len(),
             homes: slot.homes.as_ref().map(|(homes, staging)| (staging.clone(), homes.len())),
         };
         wire::send(&self.socket, &welcome, device.as_ref()).await?;
+        if let Some(table) = table {
+            wire::send(&self.socket, &FromAgent::OpenFiles, Some(&table)).await?;
+        }
         for home in slot.homes.iter().flat_map(|(homes, _)| homes) {
             self.say(&FromAgent::Home(home.clone())).await?;
-        }
-        for some in inodes.chunks(INODES_AT_ONCE) {
-            self.say(&FromAgent::OpenInodes(some.to_vec())).await?;
         }
         Ok(())
     }
@@ -354,6 +345,7 @@ impl Connection {
         let Ok(_turn) = self.turns.acquire().await else { return };
         let (request, answered) = match message {
             FromMount::Open { request, root, path } => (request, self.open(request, root, &path).await),
+            FromMount::Keep { request, root, path } => (request, self.keep(request, root, &path).await),
             FromMount::Fill { request, handle, offset, length } => {
                 (request, self.fill(request, handle, offset, length).await)
             }
@@ -371,7 +363,7 @@ impl Connection {
     }
 
     async fn open(&self, request: u64, root: Root, path: &RelativePath) -> Result<(), EngineError> {
-        let open = self.open_version(root, path).await?;
+        let open = self.of_version(root, || self.engine.open(&self.slot.uid, root, path)).await?;
         let (opened, file) = match &open.contents {
             Contents::Complete(file) => (OpenedAs::Complete, Some(file.clone())),
             Contents::Filling(file, _) => (OpenedAs::Filling, Some(file.clone())),
@@ -384,12 +376,26 @@ impl Connection {
         Ok(())
     }
 
+    /// Has the cache keep what a mount process has of a file.
+    async fn keep(&self, request: u64, root: Root, path: &RelativePath) -> Result<(), EngineError> {
+        let Some(open) = self.of_version(root, || self.engine.open_complete(&self.slot.uid, root, path)).await? else {
+            return self.lost(request).await;
+        };
+        let handle = self.handles.fetch_add(1, Ordering::Relaxed);
+        self.files().insert(handle, Arc::new(Held { contents: None, _lease: open.lease }));
+        self.answer(FromAgent::Opened { request, handle, opened: OpenedAs::Complete }, None).await;
+        Ok(())
+    }
+
     /// Opens a file of a version. The cache may be told of a version a moment after the mount, or before it is prepared
     /// at all: that is waited for. A version that is not shown any more is not.
-    async fn open_version(&self, root: Root, path: &RelativePath) -> Result<OpenFile, EngineError> {
+    async fn of_version<T, F>(&self, root: Root, mut open: impl FnMut() -> F) -> Result<T, EngineError>
+    where
+        F: Future<Output = Result<T, EngineError>>,
+    {
         let deadline = Instant::now() + SOURCE_PATIENCE;
         loop {
-            let opened = patiently(|| self.engine.open(&self.slot.uid, root, path)).await;
+            let opened = patiently(&mut open).await;
             let current = self.slot.versions.borrow().last().is_some_and(|version| version.root == root);
             match opened {
                 Err(EngineError::NotPrepared { .. } | EngineError::Superseded { .. })
@@ -412,20 +418,20 @@ impl Connection {
         futures::stream::iter(paths).for_each_concurrent(AHEAD_AT_ONCE, fetch).await;
     }
 
-    fn open_file(&self, handle: u64) -> Result<Arc<Held>, EngineError> {
-        self.files().get(&handle).cloned().ok_or_else(|| local("look up handle", nix::libc::EBADF))
+    fn open_file(&self, handle: u64) -> Option<Arc<Held>> {
+        self.files().get(&handle).cloned()
     }
 
     async fn fill(&self, request: u64, handle: u64, offset: u64, length: u64) -> Result<(), EngineError> {
-        let open = self.open_file(handle)?;
+        // Closed because another reader of the file was told that it is lost.
+        let Some(open) = self.open_file(handle) else { return self.lost(request).await };
         let complete = match &open.contents {
             None | Some(Contents::Complete(_)) => true,
             Some(Contents::Filling(_, filling)) => match patiently(|| filling.fill(offset, length)).await {
                 Ok(()) => filling.is_complete(),
                 Err(error @ EngineError::TierFailed { .. }) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "a reader is served from elsewhere");
-                    self.answer(FromAgent::Lost { request }, None).await;
-                    return Ok(());
+                    return self.lost(request).await;
                 }
                 Err(error) => return Err(error),
             },
@@ -436,7 +442,7 @@ impl Connection {
     }
 
     async fn read(&self, request: u64, handle: u64, offset: u64, length: u32) -> Result<(), EngineError> {
-        let open = self.open_file(handle)?;
+        let Some(open) = self.open_file(handle) else { return self.lost(request).await };
         let Some(Contents::Through(through)) = &open.contents else { return Err(local("read", nix::libc::EINVAL)) };
         let length = u64::from(length.min(MOST_READ));
         let data = patiently(|| through.read(offset, length)).await?;
@@ -446,6 +452,11 @@ impl Connection {
         file.write_all(&data).map_err(io)?;
         let length = u32::try_from(data.len()).unwrap_or(MOST_READ);
         self.answer(FromAgent::Contents { request, length }, Some(&file)).await;
+        Ok(())
+    }
+
+    async fn lost(&self, request: u64) -> Result<(), EngineError> {
+        self.answer(FromAgent::Lost { request }, None).await;
         Ok(())
     }
 

@@ -32,18 +32,6 @@ pub struct NumberedVersion {
     pub root: Root,
 }
 
-/// How an inode is open: a successor must not open it in another way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpenInode {
-    /// The inode.
-    pub inode: u64,
-    /// The kernel's number of the file below it; none if it is read through the process.
-    pub backing: Option<u32>,
-}
-
-/// Open inodes of one message: 24 bytes each as JSON, and some.
-pub const INODES_AT_ONCE: usize = 400;
-
 /// What the mount process says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromMount {
@@ -58,6 +46,8 @@ pub enum FromMount {
         /// The versions that it knows.
         versions: Vec<NumberedVersion>,
     },
+    /// It is about to serve the mount. Beside it: the table of what is open, for a successor.
+    OpenFiles,
     /// It serves the mount. Beside it: the device, by which a successor can go on.
     Serving {
         /// The kernel's first request, which it sends only once.
@@ -67,15 +57,17 @@ pub enum FromMount {
     Mode(Mode),
     /// Something was written: what the dataset holds is another version now.
     Written,
-    /// An inode is open, for the first time or in another way; told before its opener knows.
-    InodeOpen(OpenInode),
-    /// No file of an inode is open any more.
-    InodeClosed {
-        /// The inode.
-        inode: u64,
-    },
     /// Opens a file.
     Open {
+        /// Names the answer.
+        request: u64,
+        /// The version.
+        root: Root,
+        /// The file.
+        path: RelativePath,
+    },
+    /// Opens a file that the process has already, if it is complete: it is not given up then.
+    Keep {
         /// Names the answer.
         request: u64,
         /// The version.
@@ -147,7 +139,8 @@ pub struct Failure {
 /// What the agent says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromAgent {
-    /// The answer to `Hello`. Beside it, if `init` is not empty, the device of a mount that lost its process.
+    /// The answer to `Hello`. Beside it, if `init` is not empty, the device of a mount that lost its process; the table of
+    /// what is open follows.
     Welcome {
         /// Where to mount.
         directory: PathBuf,
@@ -159,15 +152,13 @@ pub enum FromAgent {
         versions: Vec<NumberedVersion>,
         /// The kernel's first request on the device.
         init: Vec<u8>,
-        /// How many inodes are open on the device; messages of them follow.
-        open_inodes: usize,
         /// Of a writable mount: where files are staged, and how many homes there are; messages of them follow.
         homes: Option<(StagingSpec, usize)>,
     },
     /// A home of a writable mount.
     Home(HomeSpec),
-    /// Inodes that are open on the device.
-    OpenInodes(Vec<OpenInode>),
+    /// Beside it: the table of what is open on the device.
+    OpenFiles,
     /// A newer version is current.
     Version(NumberedVersion),
     /// A file is open.
@@ -186,7 +177,8 @@ pub enum FromAgent {
         /// The file has everything by now.
         complete: bool,
     },
-    /// The file that came with the handle cannot be filled any more: it is to be opened again.
+    /// The handle is of no use any more, because its file cannot be filled or because it is closed: it is to be opened again.
+    /// Or a file that was to be kept is not complete.
     Lost {
         /// The request.
         request: u64,

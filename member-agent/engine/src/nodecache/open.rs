@@ -39,12 +39,7 @@ async fn open_as(
     reads: bool,
 ) -> Result<(String, Option<String>, OpenFile), EngineError> {
     // Most opens are of complete files: one visit to a blocking thread is all that they take.
-    let looked = blocking("open", {
-        let (shared, uid, path) = (shared.clone(), uid.to_owned(), path.to_string());
-        move || look(&shared, &uid, root, &path)
-    })
-    .await?;
-    let (dataset, file) = match looked {
+    let (dataset, file) = match look_at(shared, uid, root, path).await? {
         Looked::Open(object, open) => {
             if reads {
                 replay::opened(shared, uid, path.as_str(), false);
@@ -87,14 +82,22 @@ async fn open_as(
     Ok((object, tag, open))
 }
 
+/// Opens a file if it is complete.
+pub(super) async fn open_complete(
+    shared: &Arc<Shared>,
+    uid: &str,
+    root: Root,
+    path: &RelativePath,
+) -> Result<Option<OpenFile>, EngineError> {
+    Ok(match look_at(shared, uid, root, path).await? {
+        Looked::Open(_, open) => Some(open),
+        Looked::Missing(..) => None,
+    })
+}
+
 /// Fetches a file that nobody has opened yet; one without room is left to who opens it.
 pub(super) async fn ahead(shared: &Arc<Shared>, uid: &str, root: Root, path: &RelativePath) -> Result<(), EngineError> {
-    let looked = blocking("open", {
-        let (shared, uid, path) = (shared.clone(), uid.to_owned(), path.to_string());
-        move || look(&shared, &uid, root, &path)
-    })
-    .await?;
-    let Looked::Missing(dataset, file) = looked else { return Ok(()) };
+    let Looked::Missing(dataset, file) = look_at(shared, uid, root, path).await? else { return Ok(()) };
     let mounts = shared.mounts_of(uid)?;
     let of = Of { uid: uid.to_owned(), root };
     match begin(shared, &dataset, of, *file, &mounts).await? {
@@ -107,6 +110,11 @@ pub(super) async fn ahead(shared: &Arc<Shared>, uid: &str, root: Root, path: &Re
 enum Looked {
     Open(String, OpenFile),
     Missing(String, Box<Missing>),
+}
+
+async fn look_at(shared: &Arc<Shared>, uid: &str, root: Root, path: &RelativePath) -> Result<Looked, EngineError> {
+    let (shared, uid, path) = (shared.clone(), uid.to_owned(), path.to_string());
+    blocking("open", move || look(&shared, &uid, root, &path)).await
 }
 
 fn look(shared: &Shared, uid: &str, root: Root, path: &str) -> Result<Looked, EngineError> {
