@@ -53,9 +53,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Left over only when the test has failed.
+        // Left over only when the test has failed. By force: readers who wait for an answer would keep the test from ending.
         if self.is_there() {
-            let _ = Command::new("umount").arg("-l").arg(&self.directory).status();
+            let _ = Command::new("umount").args(["-f", "-l"]).arg(&self.directory).status();
         }
     }
 }

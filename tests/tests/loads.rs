@@ -133,12 +133,16 @@ fn a_dataload_of_fluid_is_taken_as_it_is_and_what_is_not_there_yet_is_refused() 
     assert_eq!(done["status"]["conditions"][0]["type"], "Complete", "{done}");
 }
 
-/// The bytes of parts that the index of a member's cache knows on the disk.
+/// The bytes of parts that the index of a member's cache knows on the disk; of a copy, for the agent lets nobody else in.
 fn noted(federation: &Federation, member: &str) -> u64 {
     let count = "import sqlite3, sys; print(sum(bin(b).count('1') for row in sqlite3.connect(sys.argv[1]).execute(\
                  'SELECT parts FROM unfinished') for b in row[0]) << 20)";
-    let output =
-        Command::new("python3").args(["-c", count]).arg(federation.member_dir(member).join("cache.db")).output();
+    let (directory, copy) = (federation.member_dir(member), tempfile::tempdir().unwrap());
+    // In this order: what goes from the log into the file meanwhile is in both.
+    for file in ["cache.db-wal", "cache.db"] {
+        let _ = fs::copy(directory.join(file), copy.path().join(file));
+    }
+    let output = Command::new("python3").args(["-c", count]).arg(copy.path().join("cache.db")).output();
     String::from_utf8_lossy(&output.unwrap().stdout).trim().parse().unwrap_or(0)
 }
 

@@ -176,7 +176,7 @@ impl Shared {
     /// not.
     fn opened_again(&self, request: u64, inode: u64, reply: ReplyOpen) -> Option<ReplyOpen> {
         let Some((opened, backing)) = self.opens().again(inode) else { return Some(reply) };
-        self.answer(request, inode, Some(opened), Some(backing), reply);
+        self.answer(request, inode, opened, Some(backing), reply);
         None
     }
 
@@ -203,7 +203,7 @@ impl Shared {
             }
             backing
         };
-        self.answer(request, inode, Some(opened), backing, reply);
+        self.answer(request, inode, opened, backing, reply);
     }
 
     /// Answers an open that was counted: noted first, so that a process that takes over knows of it.
@@ -211,7 +211,7 @@ impl Shared {
         &self,
         request: u64,
         inode: u64,
-        opened: Option<Arc<Opened>>,
+        opened: Arc<Opened>,
         backing: Option<Arc<Registered>>,
         reply: ReplyOpen,
     ) {
@@ -223,7 +223,7 @@ impl Shared {
             self.opens().close(inode, passthrough, Instant::now());
             return reply.error(errno(&error));
         }
-        let open = Arc::new(OpenHandle { inode, passthrough, opened: OnceCell::new_with(opened) });
+        let open = Arc::new(OpenHandle { inode, passthrough, opened: OnceCell::new_with(Some(opened)) });
         self.handles.write().unwrap_or_else(PoisonError::into_inner).insert(handle, open);
         match backing {
             Some(backing) => raw::with_registered(reply, backing.number, |reply, name| {

@@ -184,7 +184,8 @@ impl Slot {
     /// Whether a successor could take the mount over.
     #[must_use]
     pub fn has_device(&self) -> bool {
-        self.estate().device.is_some()
+        let estate = self.estate();
+        estate.device.is_some() && estate.table.is_some()
     }
 }
 
