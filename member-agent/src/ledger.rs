@@ -19,7 +19,6 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use fluvial_model::desired::{Acceptance, Work, accept};
 use fluvial_model::manifest::BlockHash;
@@ -27,9 +26,6 @@ use fluvial_model::report::{Report, StoredReport};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-
-/// Nothing else opens the file but a curious reader for a moment.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +152,7 @@ impl Ledger {
         }
         // Made before SQLite opens it: the files beside it take its mode.
         drop(private("ledger.db", "make")?);
-        let connection = rows::open(&dir.join("ledger.db"), BUSY_TIMEOUT)?;
+        let connection = rows::open(&dir.join("ledger.db"))?;
         let inner = Inner {
             connection: Mutex::new(connection),
             changes: watch::Sender::new(()),

@@ -221,6 +221,17 @@ fn verify_for_ever(directory: &Path, files: &[Vec<u8>], seed: u64, stop: &Atomic
     }
 }
 
+/// A mount of all of `data`, and the disk of so many MiB with everything that its agent writes, a tier of `room` too.
+fn mounted_from_a_disk(minio: &Minio, mib: u64, room: &str) -> (Federation, Disk, Mounted) {
+    let mut federation = Federation::start(1, &[]);
+    let disk = Disk::new(federation.folder().join("disk"), federation.member_dir("m"), mib);
+    federation.member_arguments = vec!["--tier".to_owned(), format!("SSD={}/tier:{room}", disk.text())];
+    federation.add_member("m");
+    federation.api.s3_dataset("set", "data", minio);
+    let mount = Mounted::new(&federation.api, "set", federation.folder().join("mount"));
+    (federation, disk, mount)
+}
+
 #[test]
 fn what_a_killed_mount_process_had_open_has_room_as_long_as_a_program_has_it_open_and_no_longer() {
     let minio = Minio::start();
@@ -229,12 +240,7 @@ fn what_a_killed_mount_process_had_open_has_room_as_long_as_a_program_has_it_ope
     for number in 0..12 {
         minio.put_object("data", &number.to_string(), &contents);
     }
-    let mut federation = Federation::start(1, &[]);
-    let disk = Disk::new(federation.folder().join("disk"), federation.member_dir("m"), 256);
-    federation.member_arguments = vec!["--tier".to_owned(), format!("SSD={}/tier:40Mi", disk.text())];
-    federation.add_member("m");
-    federation.api.s3_dataset("set", "data", &minio);
-    let mount = Mounted::new(&federation.api, "set", federation.folder().join("mount"));
+    let (mut federation, disk, mount) = mounted_from_a_disk(&minio, 256, "40Mi");
     let file = |number: u32| mount.directory.join(number.to_string());
     let read_all = |numbers: std::ops::Range<u32>| {
         for number in numbers {
@@ -297,13 +303,8 @@ fn whatever_dies_and_whenever_no_reader_sees_a_wrong_byte() {
     for (number, contents) in files.iter().enumerate() {
         minio.put_object("data", &number.to_string(), contents);
     }
-    let mut federation = Federation::start(1, &[]);
-    // All that the agent writes is on a disk whose power can be cut; half of the files fit, and it is full at times.
-    let disk = Disk::new(federation.folder().join("disk"), federation.member_dir("m"), 128);
-    federation.member_arguments = vec!["--tier".to_owned(), format!("SSD={}/tier:72Mi", disk.text())];
-    federation.add_member("m");
-    federation.api.s3_dataset("set", "data", &minio);
-    let mount = Mounted::new(&federation.api, "set", federation.folder().join("mount"));
+    // The disk's power can be cut; half of the files fit, and it is full at times.
+    let (mut federation, disk, mount) = mounted_from_a_disk(&minio, 128, "72Mi");
     let (stop, right) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let readers: Vec<_> = (0..3)
         .map(|number| {

@@ -211,19 +211,27 @@ impl NodeCache {
     /// # Errors
     /// As [`Engine::open`] and [`crate::Filling::fill`]; also when what is cached is not what was fetched.
     pub async fn serve(&self, asked: SharedRange) -> Result<Bytes, EngineError> {
-        let mut stopped = self.shared.stopped.subscribe();
-        let serve = share::serve(&self.shared, asked);
-        tokio::select! {
-            biased;
-            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "share" }),
-            served = serve => served,
-        }
+        self.unless_stopped("share", share::serve(&self.shared, asked)).await
     }
 
     /// How many files were opened, since the start, that nobody had begun to fetch.
     #[must_use]
     pub fn misses(&self) -> u64 {
         self.shared.misses.load(Ordering::Relaxed)
+    }
+
+    /// Runs a call until the engine is stopped.
+    async fn unless_stopped<T>(
+        &self,
+        op: &'static str,
+        call: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
+        let mut stopped = self.shared.stopped.subscribe();
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op }),
+            ended = call => ended,
+        }
     }
 
     /// Runs a call that blocks.
@@ -287,49 +295,23 @@ impl Engine for NodeCache {
     }
 
     async fn load(&self, request: &CacheRequest) -> Result<Loaded, EngineError> {
-        let mut stopped = self.shared.stopped.subscribe();
-        let load = fill::load(&self.shared, request);
-        tokio::select! {
-            biased;
-            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "load" }),
-            loaded = load => loaded,
-        }
+        self.unless_stopped("load", fill::load(&self.shared, request)).await
     }
 
     async fn warm(&self, request: &WarmRequest, progress: &watch::Sender<Warmed>) -> Result<Warmed, EngineError> {
-        let mut stopped = self.shared.stopped.subscribe();
-        tokio::select! {
-            biased;
-            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "load" }),
-            warmed = warm::warm(&self.shared, request, progress) => warmed,
-        }
+        self.unless_stopped("load", warm::warm(&self.shared, request, progress)).await
     }
 
     async fn ahead(&self, uid: &str, root: Root, path: &RelativePath) -> Result<(), EngineError> {
-        let mut stopped = self.shared.stopped.subscribe();
-        tokio::select! {
-            biased;
-            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "open" }),
-            fetched = open::ahead(&self.shared, uid, root, path) => fetched,
-        }
+        self.unless_stopped("open", open::ahead(&self.shared, uid, root, path)).await
     }
 
     async fn open_complete(&self, uid: &str, root: Root, path: &RelativePath) -> Result<Option<OpenFile>, EngineError> {
-        let mut stopped = self.shared.stopped.subscribe();
-        tokio::select! {
-            biased;
-            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "open" }),
-            opened = open::open_complete(&self.shared, uid, root, path) => opened,
-        }
+        self.unless_stopped("open", open::open_complete(&self.shared, uid, root, path)).await
     }
 
     async fn open(&self, uid: &str, root: Root, path: &RelativePath) -> Result<OpenFile, EngineError> {
-        let mut stopped = self.shared.stopped.subscribe();
-        tokio::select! {
-            biased;
-            _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Stopped { op: "open" }),
-            opened = open::open(&self.shared, uid, root, path) => opened,
-        }
+        self.unless_stopped("open", open::open(&self.shared, uid, root, path)).await
     }
 
     async fn status(&self, uid: &str) -> Result<Option<CacheReport>, EngineError> {

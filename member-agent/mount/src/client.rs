@@ -54,6 +54,15 @@ struct Link {
     number: u64,
 }
 
+impl Link {
+    /// Says something that needs no answer.
+    async fn tell(&self, message: &FromMount) {
+        if let Err(error) = wire::send(&self.socket, message, None::<&File>).await {
+            tracing::debug!(%error, "the agent was not told");
+        }
+    }
+}
+
 /// Asks the agent.
 pub struct Client {
     runtime: Handle,
@@ -110,14 +119,13 @@ impl Client {
         complete
     }
 
-    /// Tells the agent that a file is closed. A connection that broke closes everything by itself.
-    fn close(self: &Arc<Self>, (link, handle): (u64, u64)) {
-        let client = self.clone();
-        self.runtime.spawn(async move {
-            if client.link.borrow().as_ref().is_some_and(|current| current.number == link) {
-                client.tell(FromMount::Close { handle }).await;
-            }
-        });
+    /// Tells the agent that a file is closed, on the connection that the handle is of: one that broke closes everything by
+    /// itself.
+    fn close(&self, (number, handle): (u64, u64)) {
+        let link = self.link.borrow().clone().filter(|link| link.number == number);
+        if let Some(link) = link {
+            self.runtime.spawn(async move { link.tell(&FromMount::Close { handle }).await });
+        }
     }
 
     /// The connection is gone: whoever waits for an answer asks the next one.
@@ -151,10 +159,8 @@ impl Client {
     /// Tells the agent something that needs no answer, if there is one.
     async fn tell(&self, message: FromMount) {
         let link = self.link.borrow().clone();
-        if let Some(link) = link
-            && let Err(error) = wire::send(&link.socket, &message, None::<&File>).await
-        {
-            tracing::debug!(%error, "the agent was not told");
+        if let Some(link) = link {
+            link.tell(&message).await;
         }
     }
 
@@ -321,9 +327,7 @@ impl Remote {
                 return Ok(RemoteHandle { link, number: handle, file });
             }
             let opened = self.client.open(self.root, &self.path).await?;
-            if opened.link == number {
-                self.client.tell(FromMount::Close { handle }).await;
-            }
+            self.client.close((number, handle));
             *self.held() = opened;
         }
     }
@@ -478,12 +482,7 @@ impl Files for RemoteFiles {
     }
 
     fn keep(&self, root: Root, path: RelativePath) -> Box<dyn Any + Send + Sync> {
-        let complete = self.0.note_complete(root, path, None);
-        let (kept, link) = (complete.clone(), self.0.link.borrow().clone());
-        if let Some(link) = link {
-            self.0.runtime.spawn(async move { kept.keep_by(&link).await });
-        }
-        Box::new(complete)
+        Box::new(self.0.note_complete(root, path, None))
     }
 
     async fn open(&self, root: Root, path: &RelativePath, size: u64) -> io::Result<Opened> {

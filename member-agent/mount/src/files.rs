@@ -19,8 +19,8 @@ pub trait Files: Send + Sync + 'static {
     /// What the reader is to see.
     async fn open(&self, root: Root, path: &RelativePath, size: u64) -> io::Result<Opened>;
 
-    /// Has a complete file of a version kept, as long as what is returned lives, by whoever has it: a program reads it
-    /// that opened it in a process before this one.
+    /// Has a complete file of a version kept, as long as what is returned lives, by whoever has it from the next connection
+    /// on: a program reads it that opened it in a process before this one.
     fn keep(&self, root: Root, path: RelativePath) -> Box<dyn Any + Send + Sync>;
 
     /// Has files fetched that will be opened soon. Nobody waits for it, and its failure is nobody's.

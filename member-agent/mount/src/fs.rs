@@ -315,11 +315,7 @@ impl DatasetFs {
         }
         for (number, ino) in found.registered.iter().map(|(number, inode)| (*number, *inode)) {
             let registered = Registered::known(&self.shared.device, &self.shared.table, number);
-            if opens.inode(ino).passthrough == 0 {
-                opens.close(ino, true, Instant::now());
-                continue;
-            }
-            let inode = opens.inode(ino);
+            let Some(inode) = opens.known(ino).filter(|inode| inode.passthrough > 0) else { continue };
             inode.backing = Some(Arc::new(registered));
             if let Ok(found) = self.inode(INodeNo(ino)) {
                 inode.lease = Some(self.shared.files.keep(found.tree.root, found.place.path.clone()));

@@ -91,6 +91,11 @@ impl Opens {
         self.inodes.entry(inode).or_default()
     }
 
+    /// An inode, if it is open or kept.
+    pub(crate) fn known(&mut self, inode: u64) -> Option<&mut InodeOpens> {
+        self.inodes.get_mut(&inode)
+    }
+
     /// Whether an inode is open or kept.
     #[cfg(test)]
     fn knows(&self, inode: u64) -> bool {

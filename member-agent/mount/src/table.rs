@@ -75,7 +75,7 @@ impl Table {
     /// When there is no memory.
     pub(crate) fn new() -> io::Result<Self> {
         let file = File::from(memfd_create("open files", MFdFlags::MFD_CLOEXEC)?);
-        let table = Self { file, files: BTreeMap::new(), registered: BTreeMap::new(), free: Vec::new(), records: 1 };
+        let table = Self::of(file);
         table.write(0, [MAGIC, 0, 0, 0])?;
         Ok(table)
     }
@@ -92,8 +92,7 @@ impl Table {
         let Some([MAGIC, last, ..]) = records.next() else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the table of open files is of another version"));
         };
-        let mut table =
-            Self { file, files: BTreeMap::new(), registered: BTreeMap::new(), free: Vec::new(), records: 1 };
+        let mut table = Self::of(file);
         let mut found = Found::default();
         for [kind, inode, number, request] in records {
             let at = table.records;
@@ -115,6 +114,10 @@ impl Table {
         let next = u32::try_from(last).ok().and_then(|last| last.checked_add(1));
         found.unnoted = next.filter(|next| !found.registered.contains_key(next));
         Ok((table, found))
+    }
+
+    fn of(file: File) -> Self {
+        Self { file, files: BTreeMap::new(), registered: BTreeMap::new(), free: Vec::new(), records: 1 }
     }
 
     /// The file, for whoever takes over.

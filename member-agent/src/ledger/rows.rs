@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::Duration;
 
+use fluvial_transfer::database::{Durability, open_own};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Assignment, Error, Unsent};
@@ -51,15 +51,9 @@ pub(super) fn read(number: i64) -> u64 {
     number.cast_unsigned()
 }
 
-pub(super) fn open(file: &Path, busy: Duration) -> Result<Connection, Error> {
+pub(super) fn open(file: &Path) -> Result<Connection, Error> {
     let open = || {
-        let connection = Connection::open(file)?;
-        connection.busy_timeout(busy)?;
-        // No other process reads it: the index of the log is in memory of its own. A mapped one is a signal on a disk that
-        // is full, and the end of the agent.
-        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
+        let connection = open_own(file, Durability::Full)?;
         connection.execute_batch(SCHEMA)?;
         Ok(connection)
     };

@@ -11,6 +11,7 @@ use fluvial_model::manifest::{Digest, Entry, RelativePath, Root};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::TransferError;
+use crate::database::{Durability, open_own};
 use crate::listing::{columns, entry_at, path_at};
 use crate::place::Tag;
 
@@ -92,13 +93,7 @@ impl Journal {
     pub fn open(file: impl Into<PathBuf>) -> Result<Self, TransferError> {
         let file = file.into();
         let open = || {
-            let connection = Connection::open(&file)?;
-            connection.busy_timeout(std::time::Duration::from_secs(5))?;
-            // No other process reads it: the index of the log is in memory of its own. A mapped one is a signal on a disk that
-            // is full, and the end of the agent.
-            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-            connection.pragma_update(None, "journal_mode", "WAL")?;
-            connection.pragma_update(None, "synchronous", "FULL")?;
+            let connection = open_own(&file, Durability::Full)?;
             connection.execute_batch(SCHEMA)?;
             Ok(connection)
         };

@@ -8,6 +8,7 @@
 
 pub mod blocks;
 pub mod copy;
+pub mod database;
 mod digest;
 pub mod error;
 pub mod journal;

@@ -10,10 +10,10 @@
 //! back with an object as synced whose file was fetched a second time, and had not reached the disk.
 
 use std::path::Path;
-use std::time::Duration;
 
 use bytes::Bytes;
 use fluvial_model::manifest::{BlockHash, Digest, Entry, File, RelativePath, walk};
+use fluvial_transfer::database::{Durability, open_own};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::engine::{CacheRequest, EngineError};
@@ -23,9 +23,6 @@ mod orders;
 mod unfinished;
 
 pub(super) use unfinished::Unfinished;
-
-/// Another process on the same index is a mistake that the agent's lock file prevents; this is for a reader's moment.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The shape of the tables. A cache of another shape is begun anew: everything in it can be fetched again.
 const SHAPE: i64 = 4;
@@ -127,13 +124,7 @@ fn stored(number: u64) -> i64 {
 impl Index {
     pub(super) fn open(file: &Path) -> Result<Self, EngineError> {
         let open = || {
-            let connection = Connection::open(file)?;
-            connection.busy_timeout(BUSY_TIMEOUT)?;
-            // No other process reads it: the index of the log is in memory of its own. A mapped one is a signal on a disk that
-            // is full, and the end of the agent.
-            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-            connection.pragma_update(None, "journal_mode", "WAL")?;
-            connection.pragma_update(None, "synchronous", "NORMAL")?;
+            let connection = open_own(file, Durability::Later)?;
             let shape: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
             if shape != SHAPE {
                 for table in ["objects", "datasets", "uses", "unfinished", "orders"] {
