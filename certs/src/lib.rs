@@ -15,6 +15,7 @@
 //! | [`csr`] | what the authority reads from a request: the public key and nothing else |
 //! | [`authority`] | the CA: generate, load, issue |
 //! | [`token`] | join tokens and the pure decision whether one may be used |
+//! | [`user_token`] | bearer tokens of users |
 //! | [`renewal`] | when a leaf is due for renewal |
 //! | [`revocation`] | the deny list, checked at every handshake, call and push |
 //! | [`bundle`] | what one side presents and trusts: chain, key, roots |
@@ -49,6 +50,7 @@ mod subject;
 mod testing;
 pub mod tls;
 pub mod token;
+pub mod user_token;
 
 pub use authority::{Authority, Leaf, SubjectAltName};
 pub use bundle::Bundle;
@@ -60,3 +62,4 @@ pub use reload::{Current, Reloadable};
 pub use renewal::{Due, due};
 pub use revocation::{Denied, DenyList, Revoked};
 pub use token::{JoinToken, Purpose, Refusal, TokenRecord, Use, Verdict, verdict};
+pub use user_token::{USER_SECRET_BYTES, UserSecret};

@@ -16,6 +16,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use axum::body::Body;
 use axum::http::{Request, Response};
@@ -35,6 +36,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// What its certificate says, if it showed one.
     pub verified: Option<Arc<Verified>>,
+    /// Set by the front once a request proved by itself who is there: the connection may then last without a certificate.
+    pub known: Arc<AtomicBool>,
 }
 
 /// What every connection is judged by.

@@ -27,6 +27,7 @@ pub(crate) mod repository;
 pub(crate) mod storage;
 pub(crate) mod token;
 pub(crate) mod up;
+pub(crate) mod user;
 pub(crate) mod watch;
 
 use anyhow::{Context as _, Result};

@@ -1,8 +1,10 @@
 //! Which kinds the hub serves, and which of them the user means.
 
 use anyhow::{Result, bail};
+use fluvial_model::access::RBAC_GROUP;
 use fluvial_model::names::{NameRule, printable};
 use kube::Client;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use crate::client::{self, Failure, JSON};
@@ -102,7 +104,15 @@ impl Kind {
 
     /// Where one object is.
     pub(crate) fn one(&self, namespace: &str, name: &str) -> Result<String> {
-        Ok(format!("{}/{}", self.collection(Some(namespace))?, in_path(&self.singular, name)?))
+        let collection = self.collection(Some(namespace))?;
+        if self.group != RBAC_GROUP {
+            return Ok(format!("{collection}/{}", in_path(&self.singular, name)?));
+        }
+        // Roles may have any name; many have colons.
+        match NameRule::PathSegment.problem(name) {
+            Some(problem) => bail!("{} \"{}\": {problem}", self.singular, printable(name)),
+            None => Ok(format!("{collection}/{}", utf8_percent_encode(name, NON_ALPHANUMERIC))),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     apply, backup, cluster, completion, dataset, delete, demo, describe, get, hook, hub, kubeconfig, load, member,
-    migrate, mount, node, op, placement, query, repository, storage, token, up, watch,
+    migrate, mount, node, op, placement, query, repository, storage, token, up, user, watch,
 };
 
 /// A federation hub for datasets.
@@ -49,6 +49,9 @@ enum Command {
     /// Tokens to join with.
     #[command(subcommand)]
     Token(token::Command),
+    /// Users: create, list, revoke, and kubeconfigs for them.
+    #[command(subcommand)]
+    User(user::Command),
     /// Member clusters: list, get, drain, remove.
     #[command(subcommand)]
     Cluster(cluster::Command),
@@ -134,6 +137,7 @@ fn main() -> ExitCode {
                 Command::Member(command) => member::run(command).await,
                 Command::Node(command) => node::run(kubeconfig, command).await,
                 Command::Token(command) => token::run(kubeconfig, command).await,
+                Command::User(command) => user::run(kubeconfig, command).await,
                 Command::Cluster(command) => cluster::run(kubeconfig, command).await,
                 Command::Dataset(command) => dataset::run(kubeconfig, command).await,
                 Command::Hook(command) => hook::run(kubeconfig, command).await,

@@ -5,20 +5,25 @@
 //!
 //! Deliberately absent: what a route needs (the planner's), and access rules ([`crate::api`]).
 
+use fluvial_model::access::{RoleRef, Subject};
 use fluvial_model::field::{FieldErrors, Path};
 use fluvial_model::kinds::cluster::CLUSTER_FINALIZER;
 use fluvial_model::kinds::datamigrate::MIGRATE_FINALIZER;
 use fluvial_model::kinds::datarestore::RESTORE_FINALIZER;
+use fluvial_model::kinds::rbac;
 use fluvial_model::kinds::{
-    BackupRepository, Cluster, DataBackup, DataLoad, DataMigrate, DataRestore, Dataset, Namespace, Storage,
+    BackupRepository, Cluster, ClusterRoleBinding, DataBackup, DataLoad, DataMigrate, DataRestore, Dataset, Namespace,
+    RoleBinding, Storage, User,
 };
 use fluvial_model::names::printable;
 use fluvial_model::resource::{DecodeError, KindInfo, Resource};
 use fluvial_model::store::{Compare, Op};
 use fluvial_raft::{Consistency, ListRequest, StoreError};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::enrol::revocations::user_revocation;
 use crate::objects::{ObjectError, Objects};
 
 /// Held by every namespace until its contents are gone.
@@ -67,6 +72,9 @@ pub fn complete(info: &KindInfo, object: &mut Value, old: Option<&Value>) {
             fields.insert("status".into(), json!({ "phase": "Active" }));
         }
     }
+    if is::<RoleBinding>(info) || is::<ClusterRoleBinding>(info) {
+        complete_binding(object);
+    }
     if deleting {
         return;
     }
@@ -78,6 +86,20 @@ pub fn complete(info: &KindInfo, object: &mut Value, old: Option<&Value>) {
     }
     if is::<Cluster>(info) {
         add_finalizer(object, CLUSTER_FINALIZER);
+    }
+}
+
+/// Fills in what clients leave out of a binding.
+fn complete_binding(object: &mut Value) {
+    let Some(fields) = object.as_object_mut() else { return };
+    let read = |fields: &serde_json::Map<String, Value>, name| fields.get(name).cloned().unwrap_or_default();
+    let role = serde_json::from_value::<RoleRef>(read(fields, "roleRef"));
+    let subjects = serde_json::from_value::<Vec<Subject>>(read(fields, "subjects"));
+    let (Ok(mut role), mut subjects) = (role, subjects.unwrap_or_default()) else { return };
+    rbac::complete_binding(&mut role, &mut subjects);
+    fields.insert("roleRef".into(), json!(role));
+    if !subjects.is_empty() {
+        fields.insert("subjects".into(), json!(subjects));
     }
 }
 
@@ -95,6 +117,15 @@ fn add_finalizer(object: &mut Value, finalizer: &str) {
             list.push(json!(finalizer));
         }
     }
+}
+
+/// What is written when an object of the kind goes: the certificates of a user that is gone are denied.
+#[must_use]
+pub fn with_its_deletion(info: &KindInfo, name: &str, now: Timestamp) -> Option<Op> {
+    is::<User>(info).then(|| {
+        let (key, value) = user_revocation(name, now);
+        Op::Put { key, value }
+    })
 }
 
 /// Checks what a new object refers to.

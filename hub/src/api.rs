@@ -8,8 +8,8 @@
 //! Invariants: nothing is answered to a caller without an identity but probes and the version; every replica serves
 //! every call; every error is a `Status`.
 //!
-//! Deliberately absent: TLS and who the caller is (the server puts a [`Caller`] into the request), server-side apply,
-//! roles that users write.
+//! Deliberately absent: TLS and who the caller is (the server puts a [`Caller`] and the [`Rights`] in force into the
+//! request), server-side apply.
 
 pub mod access;
 pub mod body;
@@ -18,6 +18,8 @@ pub mod defaults;
 pub mod delete;
 pub mod discovery;
 pub mod garbage;
+pub mod grants;
+pub mod impersonation;
 pub mod negotiate;
 pub mod openapi;
 pub mod options;
@@ -25,6 +27,7 @@ pub mod patch;
 pub mod path;
 pub mod protobuf;
 pub mod read;
+pub mod reviews;
 pub mod selection;
 pub mod special;
 pub mod status;
@@ -45,17 +48,19 @@ use axum::routing::any;
 use fluvial_model::access::On;
 use fluvial_model::kinds::FLUVIAL_GROUP;
 use fluvial_model::names::printable;
-use http::{Extensions, HeaderMap, Method, StatusCode};
+use http::request::Parts;
+use http::{Extensions, Method, StatusCode};
 
 pub use self::access::{Caller, Denied, Verb, authorize};
-pub use self::defaults::{DEFAULT_NAMESPACE, ensure_defaults};
+pub use self::defaults::{DEFAULT_NAMESPACE, ensure_defaults, ensure_roles};
 pub use self::garbage::{Collected, collect_garbage};
 use self::options::Options;
 use self::path::{Part, Target};
 use self::status::{ApiError, Subject, json_response};
-use crate::catalog::QueryEngine;
+use crate::catalog::{QueryEngine, Sight};
 use crate::clock::SharedClock;
 use crate::objects::Objects;
+use crate::rights::Rights;
 
 /// What every call needs.
 #[derive(Clone)]
@@ -104,6 +109,11 @@ async fn version() -> Response {
     json_response(StatusCode::OK, &discovery::version())
 }
 
+/// Who sent a request, and the rights in force: nobody and none if the server did not say.
+pub(crate) fn caller(extensions: &Extensions) -> (Caller, Rights) {
+    (extensions.get().cloned().unwrap_or_default(), extensions.get().cloned().unwrap_or_default())
+}
+
 /// Whether the caller of a request may do `verb` to what `on` names, which `subject` says to people.
 ///
 /// # Errors
@@ -114,9 +124,8 @@ pub(crate) fn allowed(
     on: On<'_>,
     subject: Option<Subject>,
 ) -> Result<(), ApiError> {
-    let stranger = Caller::default();
-    let caller = extensions.get::<Caller>().unwrap_or(&stranger);
-    authorize(caller, verb, on).map_err(|denied| match denied {
+    let (caller, rights) = caller(extensions);
+    authorize(&rights, &caller, verb, on).map_err(|denied| match denied {
         Denied::Anonymous => ApiError::Unauthorized,
         denied @ (Denied::NotAUser { .. } | Denied::Refused(_)) => {
             let of = subject.as_ref().map(Subject::described).unwrap_or_default();
@@ -125,7 +134,7 @@ pub(crate) fn allowed(
     })
 }
 
-/// Questions to the catalog show the rows of every namespace, so they need a right of the whole cluster.
+/// Who may ask the catalog anything sees the rows that they may list.
 const QUESTIONS: On<'_> =
     On::Resource { group: FLUVIAL_GROUP, resource: "query", subresource: "", namespace: "", name: "" };
 
@@ -142,7 +151,8 @@ async fn query(State(state): State<ApiState>, request: Request) -> Response {
         }
         let (parts, body) = request.into_parts();
         let bytes = body::read(body).await?;
-        special::query(&state, &parts.headers, &bytes).await
+        let (caller, rights) = caller(&parts.extensions);
+        special::query(&state, &parts.headers, &bytes, &Sight::of(&rights, &caller)).await
     };
     answer.await.unwrap_or_else(ApiError::into_response)
 }
@@ -162,21 +172,31 @@ async fn answer(state: &ApiState, request: Request) -> Result<Response, ApiError
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     // Before the path is looked at: a stranger learns nothing of what there is.
-    allowed(&parts.extensions, Verb::Get, On::Path(&path), None)?;
+    if caller(&parts.extensions).0.0.is_none() {
+        return Err(ApiError::Unauthorized);
+    }
+    let may_discover = || allowed(&parts.extensions, Verb::Get, On::Path(&path), None);
     let segments = path::segments(&path)?;
     let texts: Vec<&str> = segments.iter().map(String::as_str).collect();
     let (group, version, skip) = match texts.as_slice() {
         ["api", version, _, ..] => ("", *version, 2),
         ["apis", group, version, _, ..] => (*group, *version, 3),
-        other => return describe(&parts.method, &path, other),
+        other => {
+            may_discover()?;
+            return describe(&parts.method, &path, other);
+        }
     };
-    let target = path::target(group, version, segments.get(skip..).unwrap_or_default(), &path)?;
+    let rest = segments.get(skip..).unwrap_or_default();
+    if let Some(review) = reviews::asked(group, version, &texts[skip..]) {
+        return reviews::answer(review, &parts, body).await;
+    }
+    let target = path::target(group, version, rest, &path).or_else(|error| may_discover().and(Err(error)))?;
     let options = Options::parse(parts.uri.query())?;
     let verb = verb(&parts.method, &target, &options)?;
     let name = target.name.as_deref().unwrap_or_default();
     allowed(&parts.extensions, verb, target.on(), Some(Subject::new(&target.kind.info, name)))?;
     tracing::debug!(verb = verb.as_str(), kind = target.kind.info.kind, name = ?target.name, "API call");
-    act(state, &target, verb, &options, &parts.headers, body).await
+    act(state, &target, verb, &options, &parts, body).await
 }
 
 /// What a method means on a target.
@@ -200,22 +220,25 @@ async fn act(
     target: &Target,
     verb: Verb,
     options: &Options,
-    headers: &HeaderMap,
+    parts: &Parts,
     body: axum::body::Body,
 ) -> Result<Response, ApiError> {
+    let headers = &parts.headers;
     let name = target.name.as_deref().unwrap_or_default();
     match verb {
         Verb::Get => read::get(state, target, name, options, headers).await,
         Verb::List => read::list(state, target, options, headers).await,
-        Verb::Watch => watch::watch(state, target, options, headers).await,
-        Verb::Create => write::create(state, target, options, headers, &body::read(body).await?).await,
-        Verb::Update => write::update(state, target, name, options, headers, &body::read(body).await?).await,
-        Verb::Patch => write::patch(state, target, name, options, headers, &body::read(body).await?).await,
+        Verb::Watch => watch::watch(state, target, options, parts).await,
+        Verb::Create => write::create(state, target, options, parts, &body::read(body).await?).await,
+        Verb::Update => write::update(state, target, name, options, parts, &body::read(body).await?).await,
+        Verb::Patch => write::patch(state, target, name, options, parts, &body::read(body).await?).await,
         Verb::Delete => delete::delete(state, target, name, options, headers, &body::read(body).await?).await,
         Verb::DeleteCollection => {
             delete::delete_collection(state, target, options, headers, &body::read(body).await?).await
         }
-        Verb::Query => Err(wrong_method(&Method::POST, target.kind.info.plural)),
+        Verb::Query | Verb::Bind | Verb::Escalate | Verb::Impersonate => {
+            Err(wrong_method(&Method::POST, target.kind.info.plural))
+        }
     }
 }
 

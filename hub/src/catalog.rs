@@ -3,16 +3,16 @@
 //! Reading order: [`guard`] makes a connection that can only read the contract's tables, within SQLite's own limits;
 //! this file lends such connections out and watches time, rows and bytes; [`output`] writes the answer.
 //!
-//! Invariants: a statement reads the contract's columns and nothing else; it ends by its deadline; no more than
+//! Invariants: a statement reads the contract's columns and nothing else, of rows that its caller may list ([`sight`]); it ends by its deadline; no more than
 //! [`Limits::connections`] run at once and nobody waits longer than [`Limits::wait`] to begin; what a statement sorts
 //! or collects goes through SQLite's page cache to temporary files, so that its memory is bounded by a few megabytes
 //! beside the answer.
 //!
-//! Deliberately absent: writing (the store's), freshness (the caller makes a linearizable read first), filtering by
-//! the caller's namespaces (comes with roles).
+//! Deliberately absent: writing (the store's), freshness (the caller makes a linearizable read first).
 
 mod guard;
 mod output;
+pub mod sight;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +26,7 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 
 use self::guard::Guarded;
+pub use self::sight::Sight;
 
 /// Which file the catalog is in. An installed snapshot replaces the file, and then the generation changes.
 pub trait CatalogSource: Send + Sync + 'static {
@@ -168,19 +169,24 @@ impl QueryEngine {
         json!({ "tables": tables })
     }
 
-    /// Runs one statement on what this replica has applied.
+    /// Runs one statement on what this replica has applied, of which `sight` is shown.
     ///
     /// # Errors
     /// See [`QueryError`].
-    pub async fn query(&self, sql: &str, format: Format) -> Result<Answer, QueryError> {
+    pub async fn query(&self, sql: &str, format: Format, sight: &Sight) -> Result<Answer, QueryError> {
         let turn = tokio::time::timeout(self.limits.wait, Arc::clone(&self.turns).acquire_owned()).await;
         let busy = QueryError::Busy { running: self.limits.connections, waited: self.limits.wait };
         let Ok(Ok(turn)) = turn else { return Err(busy) };
-        let (source, limits, idle, sql) =
-            (Arc::clone(&self.source), self.limits, Arc::clone(&self.idle), sql.to_owned());
+        let (source, limits, idle, sql, sight) =
+            (Arc::clone(&self.source), self.limits, Arc::clone(&self.idle), sql.to_owned(), sight.clone());
         // The task ends by its deadline even if nobody waits for it any more, and only then gives its turn back.
         let task = tokio::task::spawn_blocking(move || {
             let _turn = turn;
+            if let Sight::Some(tables) = &sight {
+                // Made for this caller, and used for nothing else.
+                let mut connection = Guarded::open_for(&source.path(), &limits, tables)?;
+                return run(&mut connection, &sql, format, &limits);
+            }
             let generation = source.generation();
             let kept = lock(&idle).pop().filter(|pooled| pooled.generation == generation);
             let mut pooled = match kept {

@@ -18,6 +18,7 @@ pub mod liveness;
 pub mod objects;
 pub mod peers;
 pub mod planner;
+pub mod rights;
 pub mod run;
 pub mod server;
 pub mod sessions;

@@ -53,6 +53,7 @@ use crate::liveness::Liveness;
 use crate::objects::Objects;
 use crate::peers::{Dialler, Hub as HubMember, MAX_MESSAGE, Membership, Peers};
 use crate::planner::{self, PlannerContext};
+use crate::rights::Rights;
 use crate::server::{self, Guard, RunningServer, Services};
 use crate::sessions::hubs::{HubCalls, tell_beats};
 use crate::sessions::{Rates, Registry, SecretChanges, SessionContext, Sessions};
@@ -230,12 +231,15 @@ impl Hub {
         let (rest, notices) = hooks::router(objects.clone(), clock.clone(), views::router(views, api));
         let services = Services { grpc, rest };
         let guard = Guard { credentials: credentials.clone(), trust_domain, denied, denied_changed };
-        let server = server::serve(listener, guard, services)
+        let rights = Rights::default();
+        let server = server::serve(listener, guard, services, rights.clone(), clock.clone())
             .map_err(|source| RunError::Listen { address: record.listen.to_string(), source })?;
 
         let cancel = CancellationToken::new();
         let mut tasks = Tasks { set: JoinSet::new(), cancel: cancel.clone() };
         tasks.spawn(revocations.run());
+        tasks.spawn(rights.run(shared.clone()));
+        tasks.spawn(setup::keep_roles(objects.clone(), clock.clone()));
         tasks.spawn(notices);
         tasks.spawn(context.secrets.clone().run(shared));
         tasks.spawn(context.rates.clone().run(objects.clone()));

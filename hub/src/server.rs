@@ -17,6 +17,9 @@ use tokio::net::TcpListener;
 
 pub use fluvial_certs::listen::{Guard, Peer, RunningServer};
 
+use crate::clock::SharedClock;
+use crate::rights::Rights;
+
 /// The most connections at a time: 10,000 agents with one each, and a fifth more for users and hubs.
 const MAX_CONNECTIONS: usize = 12_000;
 
@@ -27,11 +30,17 @@ pub struct Services {
     pub rest: axum::Router,
 }
 
-/// Serves `services` on `listener`.
+/// Serves `services` on `listener`, to those who have `rights`.
 ///
 /// # Errors
 /// If the listener has no address.
-pub fn serve(listener: TcpListener, guard: Guard, services: Services) -> io::Result<RunningServer> {
-    let front = front::Front { guard: guard.clone(), services: Arc::new(services) };
+pub fn serve(
+    listener: TcpListener,
+    guard: Guard,
+    services: Services,
+    rights: Rights,
+    clock: SharedClock,
+) -> io::Result<RunningServer> {
+    let front = front::Front { guard: guard.clone(), services: Arc::new(services), rights, clock };
     fluvial_certs::listen::serve(listener, guard, Arc::new(front), MAX_CONNECTIONS)
 }

@@ -5,6 +5,8 @@
 //! | `POST /apis/fluvial.io/v1alpha1/tokens` | a join token ([`tokens`]) |
 //! | `GET /apis/fluvial.io/v1alpha1/hubs` | the hubs ([`hubs`]) |
 //! | `DELETE /apis/fluvial.io/v1alpha1/hubs/ID` | the hub leaves the fleet ([`hubs`]) |
+//! | `POST /apis/fluvial.io/v1alpha1/users/NAME/credentials` | a certificate or a token ([`credentials`]) |
+//! | `DELETE /apis/fluvial.io/v1alpha1/users/NAME/credentials` | what the user has is good for nothing any more |
 //! | `GET …/namespaces/NS/datasets/NAME/tree?path=&root=&limit=&after=` | a directory of a version ([`tree`]) |
 //! | `GET …/namespaces/NS/datasets/NAME/diff?from=&to=` | what differs between versions ([`tree`]) |
 //! | `GET …/namespaces/NS/datasets/NAME/file?path=&root=` | a file's bytes ([`file`]) |
@@ -14,6 +16,7 @@
 //!
 //! Deliberately absent: objects (the API's), and bytes kept on the hub: files pass through.
 
+mod credentials;
 mod file;
 mod hubs;
 mod rights;
@@ -72,6 +75,10 @@ pub fn router(state: ViewsState, rest: Router) -> Router {
         .route("/apis/fluvial.io/v1alpha1/tokens", post(tokens::create))
         .route("/apis/fluvial.io/v1alpha1/hubs", get(hubs::list))
         .route("/apis/fluvial.io/v1alpha1/hubs/{id}", delete(hubs::leave))
+        .route(
+            "/apis/fluvial.io/v1alpha1/users/{name}/credentials",
+            post(credentials::create).delete(credentials::revoke),
+        )
         .route(&format!("{DATASET}/tree"), get(tree::list))
         .route(&format!("{DATASET}/diff"), get(tree::diff))
         .route(&format!("{DATASET}/file"), get(file::read))

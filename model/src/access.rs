@@ -7,11 +7,12 @@
 //! Deliberately absent: who the caller is (the TLS layer finds out), where roles are kept, aggregated roles, and service
 //! accounts, which Fluvial does not have: such a subject matches nobody.
 
+pub mod defaults;
 mod grant;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -148,6 +149,15 @@ pub struct Refusal {
     pub action: String,
 }
 
+/// Where something is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// In all namespaces, and at the cluster's scope.
+    Everywhere,
+    /// In these namespaces alone.
+    Namespaces(BTreeSet<String>),
+}
+
 /// Why something is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allowed {
@@ -183,6 +193,47 @@ impl Policy {
         let bindings = self.bindings.entry(namespace.to_owned()).or_default();
         bindings.retain(|binding| binding.name != name);
         bindings.push(Binding { name: name.to_owned(), subjects, role });
+    }
+
+    /// Takes a Role away, or, without a namespace, a ClusterRole.
+    pub fn remove_role(&mut self, namespace: &str, name: &str) {
+        if let Some(roles) = self.roles.get_mut(namespace) {
+            roles.remove(name);
+            if roles.is_empty() {
+                self.roles.remove(namespace);
+            }
+        }
+    }
+
+    /// Takes a RoleBinding away, or, without a namespace, a ClusterRoleBinding.
+    pub fn remove_binding(&mut self, namespace: &str, name: &str) {
+        if let Some(bindings) = self.bindings.get_mut(namespace) {
+            bindings.retain(|binding| binding.name != name);
+            if bindings.is_empty() {
+                self.bindings.remove(namespace);
+            }
+        }
+    }
+
+    /// The rules of the role that a binding in `place` would give, if there is such a role. `place` is empty for a
+    /// ClusterRoleBinding.
+    #[must_use]
+    pub fn rules_of(&self, place: &str, role: &RoleRef) -> Option<&[PolicyRule]> {
+        self.role(place, role)
+    }
+
+    /// Where `who` may do `verb` to a resource, whole.
+    #[must_use]
+    pub fn reach(&self, who: Who<'_>, verb: &str, group: &str, resource: &str) -> Reach {
+        let may = |namespace: &str| {
+            let on = On::Resource { group, resource, subresource: "", namespace, name: "" };
+            self.decide(who, Action { verb, on }).is_ok()
+        };
+        if may("") {
+            return Reach::Everywhere;
+        }
+        let places = self.bindings.keys().filter(|place| !place.is_empty() && may(place));
+        Reach::Namespaces(places.cloned().collect())
     }
 
     /// Whether `who` may do it, and why.

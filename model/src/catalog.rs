@@ -8,7 +8,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::kinds::kind_of_key;
+use crate::kinds::{DATA_GROUP, FLUVIAL_GROUP, kind_of_key};
 
 /// The type of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +25,23 @@ pub struct Column {
     pub kind: ColumnType,
 }
 
+/// The objects that a table's rows are about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// A resource of the cluster's scope: group and plural name.
+    Fleet(&'static str, &'static str),
+    /// A resource of namespaces; the column `namespace` says of which.
+    Namespaced(&'static str, &'static str),
+    /// Several of these: the column `kind` says which, by its kind, group and plural name.
+    ByKind(&'static [(&'static str, &'static str, &'static str)]),
+}
+
 /// A table that users query by `name`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Table {
     pub name: &'static str,
+    /// Whose rows they are: who may list the objects sees them.
+    pub rows: Rows,
     pub columns: &'static [Column],
     /// Column lists, each of which gets an index.
     pub indexes: &'static [&'static [&'static str]],
@@ -94,6 +107,7 @@ const fn real(name: &'static str) -> Column {
 pub const TABLES: &[Table] = &[
     Table {
         name: "clusters",
+        rows: Rows::Fleet(FLUVIAL_GROUP, "clusters"),
         columns: &[
             text("name"),
             text("cloud"),
@@ -111,6 +125,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "datasets",
+        rows: Rows::Namespaced(DATA_GROUP, "datasets"),
         columns: &[
             text("namespace"),
             text("name"),
@@ -126,6 +141,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "homes",
+        rows: Rows::Namespaced(DATA_GROUP, "datasets"),
         columns: &[
             text("namespace"),
             text("dataset"),
@@ -141,6 +157,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "storages",
+        rows: Rows::Fleet(FLUVIAL_GROUP, "storages"),
         columns: &[
             text("name"),
             text("cluster"),
@@ -155,6 +172,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "links",
+        rows: Rows::Fleet(FLUVIAL_GROUP, "links"),
         columns: &[
             text("name"),
             text("from_place"),
@@ -166,6 +184,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "placements",
+        rows: Rows::Namespaced(FLUVIAL_GROUP, "placements"),
         columns: &[
             text("namespace"),
             text("name"),
@@ -180,6 +199,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "mounts",
+        rows: Rows::Namespaced(FLUVIAL_GROUP, "datasetmounts"),
         columns: &[
             text("namespace"),
             text("name"),
@@ -195,6 +215,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "cache_locations",
+        rows: Rows::Namespaced(FLUVIAL_GROUP, "cachelocations"),
         columns: &[
             text("namespace"),
             text("dataset"),
@@ -211,6 +232,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "cache_nodes",
+        rows: Rows::Namespaced(FLUVIAL_GROUP, "cachelocations"),
         columns: &[
             text("namespace"),
             text("dataset"),
@@ -226,6 +248,12 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "operations",
+        rows: Rows::ByKind(&[
+            ("DataLoad", DATA_GROUP, "dataloads"),
+            ("DataMigrate", DATA_GROUP, "datamigrates"),
+            ("DataBackup", DATA_GROUP, "databackups"),
+            ("DataRestore", FLUVIAL_GROUP, "datarestores"),
+        ]),
         columns: &[
             text("namespace"),
             text("name"),
@@ -247,6 +275,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "events",
+        rows: Rows::Namespaced("", "events"),
         columns: &[
             text("namespace"),
             text("kind"),
@@ -268,5 +297,41 @@ pub fn project(key: &str, value: &[u8]) -> Vec<Row> {
     match kind_of_key(key) {
         Some(kind) if !kind.info.secret => (kind.project)(value),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::{KINDS, find};
+    use crate::resource::Scope;
+
+    #[test]
+    fn every_table_is_about_kinds_that_there_are() {
+        for table in TABLES {
+            let first = table.columns[0].name;
+            let (about, scope): (Vec<_>, _) = match table.rows {
+                Rows::Fleet(group, plural) => (vec![(group, plural)], Scope::Cluster),
+                Rows::Namespaced(group, plural) => (vec![(group, plural)], Scope::Namespaced),
+                Rows::ByKind(kinds) => {
+                    assert!(table.columns.iter().any(|column| column.name == "kind"), "{}", table.name);
+                    for (kind, group, plural) in kinds {
+                        assert_eq!(find(group, plural).map(|found| found.info.kind), Some(*kind));
+                    }
+                    (kinds.iter().map(|(_, group, plural)| (*group, *plural)).collect(), Scope::Namespaced)
+                }
+            };
+            assert_eq!(first == "namespace", scope == Scope::Namespaced, "{}", table.name);
+            for (group, plural) in about {
+                assert_eq!(find(group, plural).map(|kind| kind.info.scope), Some(scope), "{}: {plural}", table.name);
+            }
+        }
+        // Every kind of an operation has its rows shown to somebody.
+        let operations = TABLES.iter().find(|table| table.name == "operations").map(|table| table.rows);
+        let Some(Rows::ByKind(kinds)) = operations else { panic!("{operations:?}") };
+        let is_operation = |kind: &str| kind.starts_with("Data") && !kind.starts_with("Dataset");
+        for kind in KINDS.iter().filter(|kind| is_operation(kind.info.kind)) {
+            assert!(kinds.iter().any(|(known, ..)| *known == kind.info.kind), "{}", kind.info.kind);
+        }
     }
 }

@@ -14,9 +14,11 @@ pub mod jointoken;
 pub mod link;
 pub mod operation;
 pub mod placement;
+pub mod rbac;
 pub mod source;
 pub mod sourcehook;
 pub mod storage;
+pub mod user;
 
 pub use self::backuprepository::{
     BackupRepository, BackupRepositorySpec, BackupRepositoryStatus, CheckResult, Retention, SnapshotInfo,
@@ -37,9 +39,11 @@ pub use self::jointoken::{JoinToken, JoinTokenSpec, JoinTokenStatus};
 pub use self::link::{Link, LinkSpec, LinkStatus};
 pub use self::operation::OperationStatus;
 pub use self::placement::{ClusterChoice, DatasetChoice, Placement, PlacementSpec, PlacementStatus};
+pub use self::rbac::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 pub use self::source::{EncryptOption, EncryptOptionSource, Mount, SecretKeySelector};
 pub use self::sourcehook::{SourceHook, SourceHookSpec, SourceHookStatus};
 pub use self::storage::{Storage, StorageSpec, StorageStatus};
+pub use self::user::{User, UserSpec, UserToken, UserTokenSpec};
 
 use crate::resource::Kind;
 
@@ -62,6 +66,12 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<DatasetMount>(),
     Kind::of::<SourceHook>(),
     Kind::of::<JoinToken>(),
+    Kind::of::<Role>(),
+    Kind::of::<RoleBinding>(),
+    Kind::of::<ClusterRole>(),
+    Kind::of::<ClusterRoleBinding>(),
+    Kind::of::<User>(),
+    Kind::of::<UserToken>(),
 ];
 
 /// The kind that a store key belongs to.

@@ -16,6 +16,8 @@ pub enum NameRule {
     Dns1035Label,
     /// A DNS-1123 subdomain: labels that may start with a digit, joined by dots, at most 253 characters.
     Dns1123Subdomain,
+    /// A part of a path: whatever stands between two slashes, at most 253 bytes. Roles and their bindings are named so.
+    PathSegment,
 }
 
 impl NameRule {
@@ -28,6 +30,16 @@ impl NameRule {
         match self {
             Self::Dns1035Label => dns1035_problem(name),
             Self::Dns1123Subdomain => subdomain_problem(name),
+            Self::PathSegment => segment_problem(name),
+        }
+    }
+
+    /// The longest name, in bytes.
+    #[must_use]
+    pub const fn longest(self) -> usize {
+        match self {
+            Self::Dns1035Label => MAX_LABEL,
+            Self::Dns1123Subdomain | Self::PathSegment => MAX_SUBDOMAIN,
         }
     }
 }
@@ -50,6 +62,13 @@ fn subdomain_problem(name: &str) -> Option<String> {
     let part_ok =
         |part: &str| !part.is_empty() && !part.starts_with('-') && !part.ends_with('-') && label_characters(part);
     (name.len() > MAX_SUBDOMAIN || !name.split('.').all(part_ok)).then(|| rule.to_owned())
+}
+
+fn segment_problem(name: &str) -> Option<String> {
+    let rule = "must not be '.' or '..', nor hold '/', '%' or control characters, and have at most 253 bytes (for example \
+                'team:readers')";
+    let bad = |c: char| c == '/' || c == '%' || c.is_control();
+    (name.len() > MAX_SUBDOMAIN || name == "." || name == ".." || name.contains(bad)).then(|| rule.to_owned())
 }
 
 /// Why `key` is no label or annotation key (`[prefix/]name`), if so.

@@ -28,6 +28,8 @@ pub enum Writers {
     Users,
     /// The hub alone: users read it.
     Hub,
+    /// The hub alone: users read it, and take it back by deleting it.
+    HubUntilDeleted,
 }
 
 /// A column of `kubectl get`.

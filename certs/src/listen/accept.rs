@@ -146,11 +146,11 @@ async fn handshake(socket: TcpStream, guard: &Guard, handshakes: &Semaphore) -> 
 /// Who is at the other end; nothing if it showed a certificate that says nothing we know.
 pub(super) fn identify(stream: &TlsStream<TcpStream>, address: SocketAddr, guard: &Guard) -> Option<Peer> {
     let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) else {
-        return Some(Peer { address, verified: None });
+        return Some(Peer { address, verified: None, known: Arc::default() });
     };
     match Identity::from_leaf(leaf, &guard.trust_domain) {
         // One that was revoked is let in to be told so, request by request.
-        Ok(verified) => Some(Peer { address, verified: Some(Arc::new(verified)) }),
+        Ok(verified) => Some(Peer { address, verified: Some(Arc::new(verified)), known: Arc::default() }),
         Err(error) => {
             warn!(%address, %error, "connection with a certificate that this trust domain does not issue");
             None

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,7 +22,8 @@ use crate::identity::Verified;
 /// whose other end vanished is gone after 50 s.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// A connection without a certificate is good for a join or a probe, and for no longer than these take.
+/// A connection without a certificate is good for a join or a probe, and for no longer than these take, unless somebody
+/// shows a token on it.
 const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
 /// A connection with a certificate that was revoked before is good for being told so.
 const REVOKED_LIFE: Duration = Duration::from_secs(5);
@@ -91,6 +93,10 @@ impl Connection {
 pub(super) async fn must_end(peer: &Peer, guard: &Guard) -> &'static str {
     let Some(verified) = &peer.verified else {
         tokio::time::sleep(ANONYMOUS_LIFE).await;
+        if peer.known.load(Ordering::Relaxed) {
+            // Each request proves again who is there, and a peer that vanished does not answer its pings.
+            std::future::pending::<()>().await;
+        }
         return "without a certificate a connection is short";
     };
     if guard.denied.check(verified).is_err() {

@@ -64,7 +64,7 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
 }
 
 /// Where the hub of a kubeconfig is, and its CA certificates in PEM.
-fn hub(path: &std::path::Path) -> Result<(String, Vec<u8>)> {
+pub(super) fn hub(path: &std::path::Path) -> Result<(String, Vec<u8>)> {
     let shown = || format!("reading {}", path.display());
     let file = Kubeconfig::read_from(path).with_context(shown)?;
     let context = file.contexts.iter().find(|context| Some(&context.name) == file.current_context.as_ref());

@@ -1,20 +1,47 @@
 //! ① Who may do what. Denied unless a rule allows it.
 //!
-//! Deliberately absent: roles and bindings that users write. Until they come, members of `system:masters` may do
-//! everything, and other users may see what there is to discover.
+//! Deliberately absent: the rules ([`Rights`] has those of the store), and who the caller is, which the server finds out.
 
-use std::sync::LazyLock;
+use std::sync::Arc;
 
 use fluvial_certs::Identity;
-use fluvial_model::access::{
-    AUTHENTICATED, Action, On, Policy, PolicyRule, RBAC_GROUP, Refusal, RoleRef, Subject, Who,
-};
+use fluvial_model::access::{Action, On, Refusal, Who};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
 use thiserror::Error;
 
-/// Who calls, as the TLS layer found out; put into every request's extensions. `None` is a caller without a
-/// certificate.
+use super::status::ApiError;
+use crate::rights::Rights;
+
+/// Who calls, by certificate or by token; put into every request's extensions. `None` is a caller with neither.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller(pub Option<Identity>);
+
+impl Caller {
+    /// The user in the words of access rules; only users have rights.
+    #[must_use]
+    pub fn who(&self) -> Option<Who<'_>> {
+        match &self.0 {
+            Some(Identity::User { name, groups }) => Some(Who { user: name, groups }),
+            _ => None,
+        }
+    }
+}
+
+/// The token by which a caller was known, in the request's extensions: it may be taken back while an answer lasts.
+#[derive(Clone)]
+pub struct Bearer(pub Arc<SecretString>);
+
+impl Bearer {
+    /// Whose it is.
+    ///
+    /// # Errors
+    /// 401 if it is nobody's any more.
+    pub fn check(&self, rights: &Rights, now: Timestamp) -> Result<Identity, ApiError> {
+        let known = rights.authenticate(self.0.expose_secret(), now);
+        known.map_err(|problem| ApiError::TokenRefused { message: problem.to_string() })
+    }
+}
 
 /// What a caller wants to do, in Kubernetes' words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +56,12 @@ pub enum Verb {
     DeleteCollection,
     /// A question to the catalog.
     Query,
+    /// Giving a role that allows what the giver may not do.
+    Bind,
+    /// Writing a role that allows what the writer may not do.
+    Escalate,
+    /// Acting as somebody else, or making credentials for them.
+    Impersonate,
 }
 
 impl Verb {
@@ -45,6 +78,9 @@ impl Verb {
             Self::Delete => "delete",
             Self::DeleteCollection => "deletecollection",
             Self::Query => "query",
+            Self::Bind => "bind",
+            Self::Escalate => "escalate",
+            Self::Impersonate => "impersonate",
         }
     }
 }
@@ -60,41 +96,20 @@ pub enum Denied {
     Refused(#[from] Refusal),
 }
 
-/// What every user may read, as in Kubernetes: what there is, not what is in it.
-const DISCOVERY: &[&str] = &["/api", "/api/*", "/apis", "/apis/*", "/openapi", "/openapi/*"];
-
-/// The policy that every hub has: whose identity is known may discover. Members of `system:masters` need no rule.
-static BUILT_IN: LazyLock<Policy> = LazyLock::new(|| {
-    let name = "system:discovery";
-    let discovery = PolicyRule {
-        verbs: vec!["get".to_owned()],
-        non_resource_urls: DISCOVERY.iter().map(ToString::to_string).collect(),
-        ..PolicyRule::default()
-    };
-    let everybody = Subject { kind: "Group".to_owned(), name: AUTHENTICATED.to_owned(), ..Subject::default() };
-    let role = RoleRef { api_group: RBAC_GROUP.to_owned(), kind: "ClusterRole".to_owned(), name: name.to_owned() };
-    let mut policy = Policy::default();
-    policy.put_role("", name, vec![discovery]);
-    policy.put_binding("", name, vec![everybody], role);
-    policy
-});
-
 /// Whether `caller` may do `verb` to what `on` names.
 ///
 /// # Errors
 /// Whatever no rule allows.
-pub fn authorize(caller: &Caller, verb: Verb, on: On<'_>) -> Result<(), Denied> {
+pub fn authorize(rights: &Rights, caller: &Caller, verb: Verb, on: On<'_>) -> Result<(), Denied> {
     let action = Action { verb: verb.as_str(), on };
-    match &caller.0 {
-        Some(Identity::User { name, groups }) => {
-            BUILT_IN.decide(Who { user: name, groups }, action)?;
+    match (&caller.0, caller.who()) {
+        (_, Some(who)) => {
+            rights.policy().decide(who, action)?;
             Ok(())
         }
         // Agents and hubs speak gRPC, where each call checks whose things it touches.
-        Some(other @ (Identity::Cluster { .. } | Identity::Node { .. } | Identity::Hub { .. })) => {
-            Err(Denied::NotAUser { caller: other.path(), action: action.to_string() })
-        }
-        None => Err(Denied::Anonymous),
+        (Some(other), None) => Err(Denied::NotAUser { caller: other.path(), action: action.to_string() }),
+        (None, None) => Err(Denied::Anonymous),
     }
 }
 
@@ -113,26 +128,25 @@ mod tests {
     fn only_users_have_access() {
         for identity in [Identity::Cluster { name: "a".into() }, Identity::Hub { id: 1 }] {
             for on in [DATASETS, On::Path("/apis")] {
-                let denied = authorize(&Caller(Some(identity.clone())), Verb::Get, on);
+                let denied = authorize(&Rights::default(), &Caller(Some(identity.clone())), Verb::Get, on);
                 assert!(matches!(denied, Err(Denied::NotAUser { .. })), "{denied:?}");
             }
         }
-        assert_eq!(authorize(&Caller::default(), Verb::Get, DATASETS), Err(Denied::Anonymous));
+        assert_eq!(authorize(&Rights::default(), &Caller::default(), Verb::Get, DATASETS), Err(Denied::Anonymous));
     }
 
     #[test]
-    fn only_masters_do_more_than_discover() {
+    fn without_a_rule_only_masters_may_anything() {
         for (groups, on, expected) in [
             (&["system:masters"][..], DATASETS, true),
             (&["system:masters"], On::Path("/elsewhere"), true),
-            (&[], On::Path("/apis/data.fluid.io/v1alpha1"), true),
-            (&["team"], On::Path("/openapi/v3"), true),
-            (&["team"], On::Path("/elsewhere"), false),
+            (&[], On::Path("/apis"), false),
             (&["team", "system:authenticated"], DATASETS, false),
         ] {
-            assert_eq!(authorize(&user(groups), Verb::Get, on).is_ok(), expected, "{groups:?} {on:?}");
+            let found = authorize(&Rights::default(), &user(groups), Verb::Get, on).is_ok();
+            assert_eq!(found, expected, "{groups:?} {on:?}");
         }
-        let denied = authorize(&user(&[]), Verb::List, DATASETS).unwrap_err().to_string();
+        let denied = authorize(&Rights::default(), &user(&[]), Verb::List, DATASETS).unwrap_err().to_string();
         let kubernetes =
             r#"User "ann" cannot list resource "datasets" in API group "data.fluid.io" in the namespace "a""#;
         assert_eq!(denied, kubernetes);

@@ -4,7 +4,7 @@
 //! the caller said about uid and resourceVersion holds where the object goes.
 
 use axum::response::Response;
-use fluvial_model::kinds::{JoinToken, Namespace};
+use fluvial_model::kinds::Namespace;
 use fluvial_model::resource::{Kind, Resource as _, Writers};
 use fluvial_model::store::{Revision, Txn, TxnOutcome};
 use fluvial_raft::Consistency;
@@ -24,6 +24,7 @@ use super::read::{answer, collect};
 use super::status::{ApiError, Subject, deleted, json_response};
 use super::stored;
 use super::write::{ROUNDS, seconds, too_busy};
+use crate::admission;
 use crate::objects::Objects;
 
 /// Held until the dependents of an object that is deleted with `propagationPolicy: Orphan` have been let go.
@@ -100,7 +101,7 @@ pub enum Fate {
 
 fn may_delete(kind: &Kind) -> Result<(), ApiError> {
     let info = &kind.info;
-    if info.writers == Writers::Users || info.plural == JoinToken::INFO.plural {
+    if matches!(info.writers, Writers::Users | Writers::HubUntilDeleted) {
         return Ok(());
     }
     Err(ApiError::MethodNotAllowed { message: format!("the hub alone writes {}: they can be read", info.plural) })
@@ -139,7 +140,9 @@ pub async fn delete_object(
         }
         let gone = stored::finalizers(&object).is_empty();
         let txn = if gone {
-            Txn::delete(key.clone(), held.revision)
+            let mut txn = Txn::delete(key.clone(), held.revision);
+            txn.ops.extend(admission::with_its_deletion(&kind.info, name, now));
+            txn
         } else {
             mark(&mut object, now, is_namespace);
             Txn::replace(key.clone(), held.revision, stored::encode(objects, kind, &key, &object)?)

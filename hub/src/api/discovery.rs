@@ -1,7 +1,7 @@
 //! ① Discovery: which groups, versions and kinds there are, from the table of kinds alone.
 
-use fluvial_model::kinds::{JoinToken, KINDS};
-use fluvial_model::resource::{Kind, KindInfo, Resource as _, Scope, Writers};
+use fluvial_model::kinds::KINDS;
+use fluvial_model::resource::{Kind, KindInfo, Scope, Writers};
 use serde_json::{Value, json};
 
 /// Each group and its version, in the order of the table, the core group left out.
@@ -27,9 +27,7 @@ pub fn kinds_of<'a>(group: &'a str, version: &'a str) -> impl Iterator<Item = &'
 pub fn verbs(info: &KindInfo) -> &'static [&'static str] {
     match info.writers {
         Writers::Users => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
-        Writers::Hub if info.plural == JoinToken::INFO.plural => {
-            &["delete", "deletecollection", "get", "list", "watch"]
-        }
+        Writers::HubUntilDeleted => &["delete", "deletecollection", "get", "list", "watch"],
         Writers::Hub => &["get", "list", "watch"],
     }
 }

@@ -1,13 +1,16 @@
-//! ① Kubernetes' protobuf bodies, for the core kinds that `kubectl create` sends in no other form.
+//! ① Kubernetes' protobuf bodies, for the kinds that `kubectl create` and `kubectl auth` send in no other form.
 //!
 //! Only the fields that a client gives are read; the numbers are those of Kubernetes' published `generated.proto`
 //! files. Answers are JSON, which every client accepts.
+
+mod rights;
 
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use fluvial_model::kinds::{Namespace, Secret};
+use fluvial_model::access::RBAC_GROUP;
+use fluvial_model::kinds::{ClusterRole, Namespace, Role, Secret};
 use fluvial_model::resource::{KindInfo, Resource as _};
 use prost::Message;
 use serde_json::{Value, json};
@@ -76,7 +79,8 @@ struct SecretBody {
 /// Whether a kind's objects are read in this form.
 #[must_use]
 pub fn is_read(info: &KindInfo) -> bool {
-    info.group.is_empty() && (info.plural == Namespace::INFO.plural || info.plural == Secret::INFO.plural)
+    let core = info.plural == Namespace::INFO.plural || info.plural == Secret::INFO.plural;
+    info.group == RBAC_GROUP || (info.group.is_empty() && core)
 }
 
 /// The object in a body, as JSON; none if the bytes are not one. Says no more, because they may hold a secret.
@@ -102,7 +106,21 @@ pub fn parse(info: &KindInfo, bytes: &[u8]) -> Option<Value> {
         object["stringData"] = json!(secret.string_data);
         object["immutable"] = json!(secret.immutable);
     }
+    if info.group == RBAC_GROUP {
+        if info.plural == Role::INFO.plural || info.plural == ClusterRole::INFO.plural {
+            object["rules"] = rights::rules(&envelope.raw)?;
+        } else {
+            (object["subjects"], object["roleRef"]) = rights::given(&envelope.raw)?;
+        }
+    }
     Some(object)
+}
+
+/// A review of a kind, as JSON; none if the bytes are not one.
+#[must_use]
+pub fn parse_review(kind: &str, bytes: &[u8]) -> Option<Value> {
+    let envelope = Envelope::decode(bytes.strip_prefix(MAGIC)?).ok()?;
+    Some(json!({ "metadata": {}, "spec": rights::review(kind, &envelope.raw)? }))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::ApiState;
 use super::body::{self, Notation};
 use super::negotiate::content_type;
 use super::status::{ApiError, json_response};
-use crate::catalog::{Format, QueryError};
+use crate::catalog::{Format, QueryError, Sight};
 
 /// Where questions are asked.
 pub const QUERY_PATH: &str = "/apis/fluvial.io/v1alpha1/query";
@@ -37,11 +37,12 @@ enum Freshness {
     Stale,
 }
 
-/// `POST` of a question: `{"sql", "consistency": "linearizable|stale", "format": "json|csv|arrow|table"}`.
+/// `POST` of a question: `{"sql", "consistency": "linearizable|stale", "format": "json|csv|arrow|table"}`, from somebody
+/// who sees `sight`.
 ///
 /// # Errors
 /// 400 for a statement that is not allowed or wrong, 422 for one that exceeds a limit, 429 if too many run.
-pub async fn query(state: &ApiState, headers: &HeaderMap, bytes: &[u8]) -> Result<Response, ApiError> {
+pub async fn query(state: &ApiState, headers: &HeaderMap, bytes: &[u8], sight: &Sight) -> Result<Response, ApiError> {
     let value = body::parse(bytes, Notation::of(&content_type(headers))?, false)?;
     let question: Question = serde_json::from_value(value)
         .map_err(|error| ApiError::BadRequest(format!("the body is no query: {error}")))?;
@@ -49,7 +50,7 @@ pub async fn query(state: &ApiState, headers: &HeaderMap, bytes: &[u8]) -> Resul
         // Once this read is answered, everything acknowledged before has been applied here.
         state.objects.store.get("/registry", fluvial_raft::Consistency::Linearizable).await?;
     }
-    let answer = state.catalog.query(&question.sql, question.format).await?;
+    let answer = state.catalog.query(&question.sql, question.format, sight).await?;
     let mut response = Response::new(Body::from(answer.bytes));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.media_type));
     Ok(response)

@@ -55,8 +55,10 @@ fn qualified(name: &str, group: &str) -> String {
 pub enum ApiError {
     #[error("{0}")]
     BadRequest(String),
-    #[error("the caller presented no identity: use a client certificate of this trust domain")]
+    #[error("the caller presented no identity: use a client certificate of this trust domain, or a user's token")]
     Unauthorized,
+    #[error("{message}")]
+    TokenRefused { message: String },
     #[error("the bearer token is not the one of this hook: it must be sent as `Authorization: Bearer TOKEN`")]
     BadToken,
     #[error("{message}")]
@@ -113,7 +115,9 @@ impl ApiError {
     fn code_and_reason(&self) -> (StatusCode, &'static str) {
         match self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "BadRequest"),
-            Self::Unauthorized | Self::BadToken => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+            Self::Unauthorized | Self::BadToken | Self::TokenRefused { .. } => {
+                (StatusCode::UNAUTHORIZED, "Unauthorized")
+            }
             Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "Forbidden"),
             Self::NoSuchPath { .. } | Self::NotFound(_) => (StatusCode::NOT_FOUND, "NotFound"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),

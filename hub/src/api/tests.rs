@@ -6,4 +6,5 @@ mod harness;
 mod objects;
 mod references;
 mod rights;
+mod roles;
 mod watching;

@@ -2,7 +2,7 @@
 //!
 //! Invariants: events come in the order of their revisions and none is left out; whoever fell behind the kept history
 //! gets one `ERROR` event with 410 and the end of the stream. The stream holds no task: it works while it is read, so
-//! a slow reader slows nothing but itself.
+//! a slow reader slows nothing but itself. Whoever loses the right gets one `ERROR` event with 403.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -15,18 +15,20 @@ use fluvial_model::store::{Event, Revision};
 use fluvial_raft::{Consistency, Watch};
 use futures::Stream;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Extensions, HeaderValue};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::ApiState;
+use super::access::Bearer;
 use super::negotiate::{Shape, shape};
 use super::options::{Options, VersionMatch};
 use super::path::Target;
 use super::selection::Selection;
-use super::status::ApiError;
+use super::status::{ApiError, Subject};
 use super::stored;
 use super::table::{self, Include};
+use super::{ApiState, Verb, allowed, caller};
 
 /// How often a quiet watcher hears how far history has come.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
@@ -48,6 +50,9 @@ struct Stage {
     seen: Revision,
     next_bookmark: Instant,
     deadline: Instant,
+    /// Whoever may not watch any more is told nothing more.
+    rights_changed: tokio::sync::watch::Receiver<u64>,
+    extensions: Extensions,
     waiting: VecDeque<Bytes>,
     over: bool,
 }
@@ -56,13 +61,8 @@ struct Stage {
 ///
 /// # Errors
 /// Bad options, and what the store says before the first event; later errors are events.
-pub async fn watch(
-    state: &ApiState,
-    target: &Target,
-    options: &Options,
-    headers: &HeaderMap,
-) -> Result<Response, ApiError> {
-    let shape = shape(headers)?;
+pub async fn watch(state: &ApiState, target: &Target, options: &Options, parts: &Parts) -> Result<Response, ApiError> {
+    let shape = shape(&parts.headers)?;
     let selection = Selection::read(options, &target.kind.info)?;
     let initial_events = options.flag("sendInitialEvents")?;
     let bookmarks = options.flag("allowWatchBookmarks")?;
@@ -116,6 +116,8 @@ pub async fn watch(
         seen: from,
         next_bookmark: now + BOOKMARK_EVERY,
         deadline: now + options.timeout()?.map_or(LONGEST, |timeout| timeout.min(LONGEST)),
+        rights_changed: caller(&parts.extensions).1.changed(),
+        extensions: parts.extensions.clone(),
         waiting,
         over: false,
     };
@@ -141,6 +143,13 @@ async fn next(mut stage: Stage) -> Option<(Result<Bytes, Infallible>, Stage)> {
         }
         tokio::select! {
             biased;
+            Ok(()) = stage.rights_changed.changed() => {
+                if let Err(error) = stage.may_go_on() {
+                    stage.waiting.clear();
+                    stage.waiting.push_back(error_line(&error));
+                    stage.over = true;
+                }
+            }
             () = tokio::time::sleep_until(stage.deadline) => {
                 stage.push_bookmark();
                 stage.over = true;
@@ -166,6 +175,15 @@ async fn next(mut stage: Stage) -> Option<(Result<Bytes, Infallible>, Stage)> {
 }
 
 impl Stage {
+    /// Whether the caller is still who it was, and may still watch.
+    fn may_go_on(&self) -> Result<(), ApiError> {
+        if let Some(bearer) = self.extensions.get::<Bearer>() {
+            bearer.check(&caller(&self.extensions).1, self.state.clock.now())?;
+        }
+        let subject = Subject::new(&self.target.kind.info, self.target.name.as_deref().unwrap_or_default());
+        allowed(&self.extensions, Verb::Watch, self.target.on(), Some(subject))
+    }
+
     fn push_bookmark(&mut self) {
         if self.bookmarks {
             self.seen = self.seen.max(self.watch.revision());

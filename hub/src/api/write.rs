@@ -11,6 +11,7 @@ use fluvial_model::resource::{Resource as _, Scope, Writers};
 use fluvial_model::store::{Compare, Op, Revision, Txn, TxnOutcome};
 use fluvial_raft::Consistency;
 use http::header::WARNING;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use rand::RngExt as _;
 use serde_json::{Map, Value, json};
@@ -23,7 +24,7 @@ use super::path::{Part, Target};
 use super::read::answer;
 use super::status::{ApiError, Subject};
 use super::stored::{self, Held};
-use super::{ApiState, protobuf};
+use super::{ApiState, grants, protobuf};
 use crate::admission::{self, AdmissionError, Admitted};
 use crate::clock::fresh_uid;
 
@@ -41,7 +42,7 @@ pub(super) fn too_busy(subject: Subject) -> ApiError {
 fn hub_writes(target: &Target) -> Result<(), ApiError> {
     match target.kind.info.writers {
         Writers::Users => Ok(()),
-        Writers::Hub => Err(ApiError::MethodNotAllowed {
+        Writers::Hub | Writers::HubUntilDeleted => Err(ApiError::MethodNotAllowed {
             message: format!("the hub alone writes {}: they can be read", target.kind.info.plural),
         }),
     }
@@ -137,9 +138,10 @@ pub async fn create(
     state: &ApiState,
     target: &Target,
     options: &Options,
-    headers: &HeaderMap,
+    parts: &Parts,
     bytes: &[u8],
 ) -> Result<Response, ApiError> {
+    let headers = &parts.headers;
     hub_writes(target)?;
     if target.kind.info.scope == Scope::Namespaced && target.namespace.is_none() {
         let message = format!("{} are created inside a namespace", target.kind.info.plural);
@@ -155,6 +157,7 @@ pub async fn create(
         let subject = Subject::new(info, &name);
         admission::complete(info, &mut object, None);
         validate(target, &name, &object, None)?;
+        grants::check(&parts.extensions, target, &object, None)?;
         let key = info.key(target.namespace_text(), &name);
         let mut txn = Txn { compares: vec![Compare::Absent { key: key.clone() }], ops: Vec::new() };
         txn.compares.extend(in_living_namespace(state, target).await?);
@@ -227,10 +230,7 @@ fn new_metadata(state: &ApiState, target: &Target, object: &mut Value) -> Result
         let subject = Subject::new(info, "");
         return Err(ApiError::invalid(subject, "metadata.name", "required value: name or generateName is required"));
     }
-    let longest = match info.name_rule {
-        fluvial_model::names::NameRule::Dns1035Label => fluvial_model::names::MAX_LABEL,
-        fluvial_model::names::NameRule::Dns1123Subdomain => fluvial_model::names::MAX_SUBDOMAIN,
-    };
+    let longest = info.name_rule.longest();
     let kept: String = prefix.chars().take(longest - SUFFIX).collect();
     let name = format!("{kept}{}", suffix());
     metadata.insert("name".into(), json!(name));
@@ -275,15 +275,14 @@ pub async fn update(
     target: &Target,
     name: &str,
     options: &Options,
-    headers: &HeaderMap,
+    parts: &Parts,
     bytes: &[u8],
 ) -> Result<Response, ApiError> {
+    let headers = &parts.headers;
     hub_writes(target)?;
     let Incoming { object, warnings } = incoming(target, options, headers, bytes, name)?;
-    change(state, target, name, options, headers, |_| {
-        Ok(Incoming { object: object.clone(), warnings: warnings.clone() })
-    })
-    .await
+    change(state, target, name, options, parts, |_| Ok(Incoming { object: object.clone(), warnings: warnings.clone() }))
+        .await
 }
 
 /// `PATCH` of one object, or of its status.
@@ -295,9 +294,10 @@ pub async fn patch(
     target: &Target,
     name: &str,
     options: &Options,
-    headers: &HeaderMap,
+    parts: &Parts,
     bytes: &[u8],
 ) -> Result<Response, ApiError> {
+    let headers = &parts.headers;
     hub_writes(target)?;
     let media_type = content_type(headers);
     let core = target.kind.info.group.is_empty();
@@ -312,7 +312,7 @@ pub async fn patch(
     })?;
     let validation = options.field_validation()?;
     let patch = body::parse(bytes, Notation::Json, target.kind.info.secret)?;
-    change(state, target, name, options, headers, |held| {
+    change(state, target, name, options, parts, |held| {
         let patched = patch::apply(kind, &held.object, &patch).map_err(|error| match error {
             error @ PatchError::Malformed(_) => ApiError::BadRequest(error.to_string()),
             PatchError::DoesNotFit(message) => {
@@ -330,7 +330,7 @@ async fn change(
     target: &Target,
     name: &str,
     options: &Options,
-    headers: &HeaderMap,
+    parts: &Parts,
     wanted: impl Fn(&Held) -> Result<Incoming, ApiError>,
 ) -> Result<Response, ApiError> {
     let dry_run = options.dry_run()?;
@@ -345,12 +345,15 @@ async fn change(
         preconditions(&subject, &held, &new)?;
         let mut object = merged(target, &subject, &held.object, new)?;
         validate(target, name, &object, Some(&held.object))?;
+        grants::check(&parts.extensions, target, &object, Some(&held.object))?;
         let unchanged = stored::same(&object, &held.object);
         let revision = if dry_run || unchanged {
             held.revision
         } else {
             let txn = if stored::is_deleting(&object) && stored::finalizers(&object).is_empty() {
-                Txn::delete(key.clone(), held.revision)
+                let mut txn = Txn::delete(key.clone(), held.revision);
+                txn.ops.extend(admission::with_its_deletion(info, name, state.clock.now()));
+                txn
             } else {
                 Txn::replace(key.clone(), held.revision, stored::encode(&state.objects, target.kind, &key, &object)?)
             };
@@ -360,7 +363,7 @@ async fn change(
             }
         };
         stored::stamp(target.kind, &mut object, revision);
-        let mut response = answer(state, target, headers, options, StatusCode::OK, &object)?;
+        let mut response = answer(state, target, &parts.headers, options, StatusCode::OK, &object)?;
         warn(&mut response, &warnings);
         return Ok(response);
     }

@@ -12,6 +12,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
+use super::sight::{Shown, Window};
 use super::{Limits, QueryError};
 
 /// The virtual machine's steps between two looks at the clock: some tens of microseconds.
@@ -37,7 +38,7 @@ const LIMITS: &[(Limit, i32)] = &[
 ];
 
 /// Table-valued functions that read only their arguments; `labels` are JSON text.
-const TABLE_FUNCTIONS: &[&str] = &["json_each", "json_tree"];
+pub(super) const TABLE_FUNCTIONS: &[&str] = &["json_each", "json_tree"];
 
 /// SQLite's functions that compute and do nothing else.
 const FUNCTIONS: &[&str] = &[
@@ -174,19 +175,30 @@ impl Guarded {
     /// # Errors
     /// If the file cannot be opened, or SQLite does not take a setting.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, QueryError> {
-        Self::prepare_connection(path, limits).map_err(|source| QueryError::Open { path: path.to_owned(), source })
+        Self::prepare_connection(path, limits, None)
+            .map_err(|source| QueryError::Open { path: path.to_owned(), source })
     }
 
-    fn prepare_connection(path: &Path, limits: &Limits) -> rusqlite::Result<Self> {
+    /// Opens a catalog for reading the rows that `tables` say. Tables that are not among them cannot be read.
+    ///
+    /// # Errors
+    /// See [`Self::open`].
+    pub fn open_for(path: &Path, limits: &Limits, tables: &[Shown]) -> Result<Self, QueryError> {
+        Self::prepare_connection(path, limits, Some(tables))
+            .map_err(|source| QueryError::Open { path: path.to_owned(), source })
+    }
+
+    fn prepare_connection(path: &Path, limits: &Limits, tables: Option<&[Shown]>) -> rusqlite::Result<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY)?;
+        // Sorting and intermediate tables go to files: memory stays bounded, and the deadline bounds the files.
+        connection.pragma_update(None, "temp_store", "FILE")?;
+        let window = tables.map(|tables| Window::put(&connection, tables)).transpose()?;
         connection.pragma_update(None, "query_only", true)?;
         connection.pragma_update(None, "trusted_schema", false)?;
         connection.pragma_update(None, "cell_size_check", true)?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-        // Sorting and intermediate tables go to files: memory stays bounded, and the deadline bounds the files.
-        connection.pragma_update(None, "temp_store", "FILE")?;
         connection.pragma_update(None, "mmap_size", 0)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
@@ -198,7 +210,7 @@ impl Guarded {
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))?;
         let denied = Arc::new(Mutex::new(None));
         let note = Arc::clone(&denied);
-        connection.authorizer(Some(move |context: AuthContext<'_>| match problem(&context) {
+        connection.authorizer(Some(move |context: AuthContext<'_>| match problem(&context, window.as_ref()) {
             None => Authorization::Allow,
             Some(what) => {
                 note.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
@@ -270,11 +282,16 @@ fn is_limit(message: &str) -> bool {
 }
 
 /// Why an action is not allowed, if so.
-fn problem(context: &AuthContext<'_>) -> Option<String> {
+fn problem(context: &AuthContext<'_>, window: Option<&Window>) -> Option<String> {
     match context.action {
         AuthAction::Select | AuthAction::Recursive => None,
-        AuthAction::Read { table_name, column_name } => (!may_read(context.accessor, table_name, column_name))
-            .then(|| format!("it reads {table_name}.{column_name}")),
+        AuthAction::Read { table_name, column_name } => {
+            let may = match window {
+                None => may_read(context.accessor, table_name, column_name),
+                Some(window) => window.may_read(context, table_name, column_name),
+            };
+            (!may).then(|| format!("it reads {table_name}.{column_name}"))
+        }
         AuthAction::Function { function_name } => {
             let known = FUNCTIONS.iter().any(|known| known.eq_ignore_ascii_case(function_name));
             (!known).then(|| format!("it calls {function_name}()"))
@@ -308,4 +325,4 @@ fn may_read(accessor: Option<&str>, table: &str, column: &str) -> bool {
 }
 
 /// How the names of tables begin that are not the contract's.
-const RESERVED: &[&str] = &["fv_", "sqlite_", "pragma_", "dbstat"];
+pub(super) const RESERVED: &[&str] = &["fv_", "sqlite_", "pragma_", "dbstat"];

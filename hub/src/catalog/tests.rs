@@ -69,7 +69,7 @@ fn quick() -> Limits {
 }
 
 async fn text(engine: &QueryEngine, sql: &str, format: Format) -> String {
-    String::from_utf8(engine.query(sql, format).await.unwrap().bytes).unwrap()
+    String::from_utf8(engine.query(sql, format, &Sight::All).await.unwrap().bytes).unwrap()
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn every_format_shows_the_same_rows() {
         { "name": "platform", "type": "text" }, { "name": "half", "type": "" },
     ]);
     assert_eq!(table, json!({ "columns": columns, "rows": [["c0", 0, null, 1.5], ["c1", 1, null, 1.5]] }));
-    let arrow = engine.query(sql, Format::Arrow).await.unwrap().bytes;
+    let arrow = engine.query(sql, Format::Arrow, &Sight::All).await.unwrap().bytes;
     let mut reader = arrow_ipc::reader::StreamReader::try_new(arrow.as_slice(), None).unwrap();
     let batch = reader.next().unwrap().unwrap();
     let types: Vec<String> = batch.schema().fields().iter().map(|field| field.data_type().to_string()).collect();
@@ -104,7 +104,7 @@ async fn an_empty_answer_is_an_answer() {
     let (engine, _) = engine_with(dir.path(), quick());
     assert_eq!(text(&engine, "SELECT * FROM homes", Format::Json).await, "[\n]\n");
     assert_eq!(text(&engine, "SELECT uri, bytes FROM homes", Format::Csv).await, "uri,bytes\n");
-    assert!(!engine.query("SELECT * FROM homes", Format::Arrow).await.unwrap().bytes.is_empty());
+    assert!(!engine.query("SELECT * FROM homes", Format::Arrow, &Sight::All).await.unwrap().bytes.is_empty());
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn whatever_does_not_only_read_the_contract_is_refused_by_name() {
         ("SELECT 1; DROP TABLE fv_row_clusters", "DELETE from sqlite_master"),
         ("SELECT name FROM clusters WHERE name = ''; DELETE FROM fv_row_clusters --'", "DELETE from fv_row_clusters"),
     ] {
-        match engine.query(sql, Format::Json).await {
+        match engine.query(sql, Format::Json, &Sight::All).await {
             Err(QueryError::Refused { what }) => assert!(what.contains(named), "{sql}: {what}"),
             other => panic!("{sql}: {other:?}"),
         }
@@ -187,7 +187,7 @@ async fn wrong_sql_says_what_is_wrong() {
         ("-- a remark", "comment only"),
         ("SELECT '\0'", "unrecognized token"),
     ] {
-        match engine.query(sql, Format::Json).await {
+        match engine.query(sql, Format::Json, &Sight::All).await {
             Err(QueryError::Sql { message }) => assert!(message.contains(named), "{sql}: {message}"),
             other => panic!("{sql}: {other:?}"),
         }
@@ -227,7 +227,7 @@ async fn what_needs_too_much_ends_with_the_limit_that_it_hit() {
         (long, "a value or row"),
     ] {
         let started = Instant::now();
-        match engine.query(&sql, Format::Json).await {
+        match engine.query(&sql, Format::Json, &Sight::All).await {
             Err(QueryError::Limit { limit }) => assert!(limit.contains(named), "{sql}: {limit}"),
             other => panic!("{sql}: {other:?}"),
         }
@@ -242,12 +242,12 @@ async fn a_statement_waits_for_its_turn_only_so_long() {
     let limits = Limits { connections: 1, wait: Duration::from_millis(50), time: Duration::from_secs(2), ..quick() };
     let (engine, _) = engine_with(dir.path(), limits);
     let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
-    let (first, second) = tokio::join!(engine.query(endless, Format::Json), async {
+    let (first, second) = tokio::join!(engine.query(endless, Format::Json, &Sight::All), async {
         // The other one has the only turn once no turn is left.
         while engine.turns.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        engine.query("SELECT 1", Format::Json).await
+        engine.query("SELECT 1", Format::Json, &Sight::All).await
     });
     assert!(matches!(first, Err(QueryError::Limit { .. })), "{first:?}");
     assert!(matches!(second, Err(QueryError::Busy { running: 1, .. })), "{second:?}");
@@ -276,6 +276,9 @@ async fn the_schema_lists_every_table() {
         let names: Vec<&str> =
             shown["columns"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
         let sql = format!("SELECT {} FROM {}", names.join(", "), table.name);
-        assert_eq!(engine.query(&sql, Format::Json).await.unwrap().rows, if table.name == "clusters" { 3 } else { 0 });
+        assert_eq!(
+            engine.query(&sql, Format::Json, &Sight::All).await.unwrap().rows,
+            if table.name == "clusters" { 3 } else { 0 }
+        );
     }
 }

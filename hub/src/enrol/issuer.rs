@@ -64,6 +64,12 @@ pub struct Issuer {
 }
 
 impl Issuer {
+    /// One whose certificates are good for so long.
+    #[must_use]
+    pub fn living(&self, lifetime: Duration) -> Self {
+        Self { lifetime, ..self.clone() }
+    }
+
     /// Reads a signing request.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What is denied: kept in the store, in force on every hub.
 //!
-//! `/revocations/cluster/NAME` (or `/revocations/hub/ID`) holds `{"before": TIME}`: every certificate issued to that
+//! `/revocations/cluster/NAME` (or `…/user/NAME`, `…/hub/ID`) holds `{"before": TIME}`: every certificate issued to that
 //! identity up to then is refused. The planner writes it in the transaction that finally removes a Cluster.
 
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub enum RevocationError {
         #[source]
         source: serde_json::Error,
     },
-    #[error("the revocation at {key} names neither a cluster nor a hub")]
+    #[error("the revocation at {key} names neither a cluster, nor a user, nor a hub")]
     Key { key: String },
 }
 
@@ -68,6 +68,13 @@ pub fn revocation(cluster: &str, before: Timestamp) -> (String, Vec<u8>) {
     (revocation_key(&identity), Revocation { before }.to_bytes())
 }
 
+/// Key and value that deny what was issued to a user up to `before`.
+#[must_use]
+pub fn user_revocation(user: &str, before: Timestamp) -> (String, Vec<u8>) {
+    let identity = Identity::User { name: user.to_owned(), groups: Vec::new() };
+    (revocation_key(&identity), Revocation { before }.to_bytes())
+}
+
 /// The identity of a revocation's key.
 fn identity_of(key: &str) -> Result<Identity, RevocationError> {
     let identity = match key.strip_prefix(REVOCATIONS).and_then(|path| path.split_once('/')) {
@@ -75,6 +82,9 @@ fn identity_of(key: &str) -> Result<Identity, RevocationError> {
             .split_once("/node/")
             .map(|(cluster, name)| Identity::Node { cluster: cluster.to_owned(), name: name.to_owned() }),
         Some(("cluster", name)) => Some(Identity::Cluster { name: name.to_owned() }),
+        Some(("user", name)) if !name.contains('/') => {
+            Some(Identity::User { name: name.to_owned(), groups: Vec::new() })
+        }
         Some(("hub", id)) => id.parse().ok().map(|id| Identity::Hub { id }),
         _ => None,
     };
@@ -155,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_key_that_names_nobody_is_an_error() {
-        for key in ["/revocations/", "/revocations/user/ann", "/revocations/hub/x"] {
+        for key in ["/revocations/", "/revocations/user/ann/x", "/revocations/hub/x"] {
             assert!(identity_of(key).is_err(), "{key}");
         }
     }

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::home::{Home, HubRecord};
 use super::{RunError, renewal};
-use crate::api::defaults::ensure_defaults;
+use crate::api::defaults::{ensure_defaults, ensure_roles};
 use crate::api::status::ApiError;
 use crate::clock::{Clock as _, SharedClock, SystemClock, fresh_uid};
 use crate::enrol::join::{AdmittedHub, NEXT_HUB_KEY, hub_key};
@@ -97,6 +97,7 @@ async fn try_fill(objects: &Objects, record: &HubRecord, clock: &SharedClock) ->
         AdmittedHub { id: record.node_id, address: record.advertise.clone(), token: String::new(), leaving: false };
     let own = serde_json::to_vec(&own).map_err(FillError::Encode)?;
     ensure_defaults(objects, &**clock).await.map_err(FillError::Defaults)?;
+    ensure_roles(objects, &**clock).await.map_err(FillError::Defaults)?;
     // One transaction: a fleet whose counter exists has had its first hub, which may have left since.
     let mut first = Txn::create(NEXT_HUB_KEY, (FIRST_HUB + 1).to_string().into_bytes());
     first.ops.extend(Txn::create(hub_key(record.node_id), own).ops);
@@ -104,6 +105,14 @@ async fn try_fill(objects: &Objects, record: &HubRecord, clock: &SharedClock) ->
     // Last: whoever finds the epoch finds the rest.
     objects.store.txn(Txn::create(EPOCH_KEY, b"1".to_vec())).await.map_err(FillError::Store)?;
     Ok(())
+}
+
+/// Puts into the store the roles that every fleet has, once it answers. Each hub does so: one may be newer than the first.
+pub(super) async fn keep_roles(objects: Objects, clock: SharedClock) {
+    while let Err(error) = ensure_roles(&objects, &*clock).await {
+        tracing::debug!(error = &error as &dyn std::error::Error, "the roles are not there yet");
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 /// Whether the store is set up, if it answers.

@@ -1,10 +1,11 @@
 //! Who may call what: one table from service to rule, and no way around it.
 //!
 //! Invariants: a gRPC service that is not in the table is denied to all; everything that is not gRPC is REST, and REST
-//! is for users, probes and the notifications of stores excepted. The rules look at the certificate alone, never at what a request says of itself.
+//! is for users, probes and the notifications of stores excepted. The rules look at who the caller was proved to be, never at what a
+//! request says of itself.
 
 use axum::http::{HeaderMap, header};
-use fluvial_certs::{Identity, Verified};
+use fluvial_certs::Identity;
 use fluvial_proto::v1::agent_service_server::SERVICE_NAME as AGENT;
 use fluvial_proto::v1::hub_service_server::SERVICE_NAME as HUB;
 use fluvial_proto::v1::join_service_server::SERVICE_NAME as JOIN;
@@ -55,7 +56,7 @@ pub enum Family {
 /// Why a request goes nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Denial {
-    #[error("a client certificate is needed to call {target}")]
+    #[error("a client certificate or a user's token is needed to call {target}")]
     NoCertificate { family: Family, target: String },
     #[error("{identity} may not call {target}")]
     Forbidden { family: Family, identity: String, target: String },
@@ -65,8 +66,7 @@ pub enum Denial {
 ///
 /// # Errors
 /// Why it may not.
-pub fn decide(path: &str, headers: &HeaderMap, verified: Option<&Verified>) -> Result<Family, Denial> {
-    let identity = verified.map(|v| &v.identity);
+pub fn decide(path: &str, headers: &HeaderMap, identity: Option<&Identity>) -> Result<Family, Denial> {
     let (family, target, allowed) = match service(path, headers) {
         Some(service) => {
             let rule = RULES.iter().find(|(name, _)| *name == service).map(|(_, rule)| *rule);
@@ -82,6 +82,12 @@ pub fn decide(path: &str, headers: &HeaderMap, verified: Option<&Verified>) -> R
         None => Err(Denial::NoCertificate { family, target: target.to_owned() }),
         Some(identity) => Err(Denial::Forbidden { family, identity: identity.path(), target: target.to_owned() }),
     }
+}
+
+/// Whether a request may carry the token of a user: where it carries another credential, or none is asked for, a token is
+/// not looked at.
+pub(super) fn takes_token(path: &str, headers: &HeaderMap) -> bool {
+    service(path, headers).is_none() && !PROBES.contains(&path) && !is_hook(path)
 }
 
 /// Whether a request is answered before it is known who is denied: hubs need each other to find that out, and probes
@@ -117,20 +123,8 @@ impl Rule {
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
-    use jiff::Timestamp;
 
     use super::*;
-
-    fn verified(identity: Identity) -> Verified {
-        Verified {
-            identity,
-            serial: "01".to_owned(),
-            issued_at: Timestamp::UNIX_EPOCH,
-            not_before: Timestamp::UNIX_EPOCH,
-            not_after: Timestamp::MAX,
-            fingerprint: String::new(),
-        }
-    }
 
     fn grpc(from: Option<&str>) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -143,10 +137,10 @@ mod tests {
 
     #[test]
     fn every_service_is_open_to_its_own_callers_alone() {
-        let cluster = verified(Identity::Cluster { name: "a".into() });
-        let hub = verified(Identity::Hub { id: 1 });
-        let user = verified(Identity::User { name: "ann".into(), groups: vec![] });
-        let node = verified(Identity::Node { cluster: "a".into(), name: "n".into() });
+        let cluster = Identity::Cluster { name: "a".into() };
+        let hub = Identity::Hub { id: 1 };
+        let user = Identity::User { name: "ann".into(), groups: vec![] };
+        let node = Identity::Node { cluster: "a".into(), name: "n".into() };
         let callers = [None, Some(&cluster), Some(&hub), Some(&user), Some(&node)];
         for (path, expected) in [
             ("/fluvial.v1.JoinService/Join", [true, true, true, true, true]),
@@ -166,8 +160,8 @@ mod tests {
 
     #[test]
     fn rest_is_for_users_and_probes_are_for_all() {
-        let cluster = verified(Identity::Cluster { name: "a".into() });
-        let user = verified(Identity::User { name: "ann".into(), groups: vec![] });
+        let cluster = Identity::Cluster { name: "a".into() };
+        let user = Identity::User { name: "ann".into(), groups: vec![] };
         let plain = HeaderMap::new();
         assert_eq!(decide("/apis", &plain, Some(&user)), Ok(Family::Rest));
         assert_eq!(decide("/livez", &plain, None), Ok(Family::Rest));
@@ -187,14 +181,14 @@ mod tests {
 
     #[test]
     fn a_service_is_not_reached_by_leaving_out_the_content_type() {
-        let user = verified(Identity::User { name: "ann".into(), groups: vec![] });
+        let user = Identity::User { name: "ann".into(), groups: vec![] };
         let denied = decide("/fluvial.v1.PeerService/Vote", &HeaderMap::new(), Some(&user));
         assert!(matches!(denied, Err(Denial::Forbidden { family: Family::Grpc, .. })));
     }
 
     #[test]
     fn a_hub_cannot_speak_for_another_hub() {
-        let hub = verified(Identity::Hub { id: 2 });
+        let hub = Identity::Hub { id: 2 };
         let call = |from| decide("/fluvial.v1.PeerService/Vote", &grpc(from), Some(&hub)).is_ok();
         assert_eq!([call(Some("2")), call(Some("1")), call(None)], [true, false, false]);
     }

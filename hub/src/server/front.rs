@@ -1,17 +1,24 @@
 //! What stands before the hub's services: identity, deny list, rules.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode, header};
+use axum::response::IntoResponse as _;
 use fluvial_certs::Identity;
 use fluvial_certs::listen::{self, Answer, Guard, Limits, Peer};
 use hyper::body::Incoming;
+use secrecy::SecretString;
 use tower::ServiceExt as _;
 
 use super::Services;
-use super::access::{Denial, Family, decide, precedes_deny_list};
+use super::access::{Denial, Family, decide, precedes_deny_list, takes_token};
 use crate::api::Caller;
+use crate::api::access::Bearer;
+use crate::api::impersonation::acts_as;
+use crate::clock::SharedClock;
+use crate::rights::Rights;
 
 /// What a peer may send unread: 256 KiB a stream (a quarter of the largest block), 1 MiB a connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -27,6 +34,8 @@ const STREAMS: u32 = 256;
 pub(super) struct Front {
     pub(super) guard: Guard,
     pub(super) services: Arc<Services>,
+    pub(super) rights: Rights,
+    pub(super) clock: SharedClock,
 }
 
 impl listen::Front for Front {
@@ -60,23 +69,52 @@ impl Front {
         mut request: Request<Incoming>,
     ) -> Result<(axum::Router, Request<Incoming>), Box<Response<Body>>> {
         let verified = peer.verified.as_deref();
-        let family = decide(request.uri().path(), request.headers(), verified).map_err(|denial| denied(&denial))?;
+        let bearer = if verified.is_none() { self.bearer(&request)? } else { None };
+        let identity = verified.map(|v| &v.identity).or(bearer.as_ref().map(|(_, identity)| identity));
+        let family = decide(request.uri().path(), request.headers(), identity).map_err(|denial| denied(&denial))?;
         if let Some(Err(error)) = verified.map(|v| self.guard.denied.check(v)) {
             return Err(refusal(family, StatusCode::FORBIDDEN, &error.to_string()).into());
         }
         // Everyone else waits until the store could be read for the first time.
-        if !precedes_deny_list(request.uri().path()) && *self.guard.denied_changed.borrow() == 0 {
+        let known = *self.guard.denied_changed.borrow() > 0 && (family == Family::Grpc || self.rights.are_known());
+        if !known && !precedes_deny_list(request.uri().path()) {
             return Err(refusal(family, StatusCode::SERVICE_UNAVAILABLE, "this hub is starting: try again").into());
         }
         request.extensions_mut().insert(peer.clone());
         let router = match family {
             Family::Grpc => &self.services.grpc,
             Family::Rest => {
-                request.extensions_mut().insert(Caller(verified.map(|v| v.identity.clone())));
+                let caller = acts_as(request.headers(), &self.rights, Caller(identity.cloned()));
+                let caller = caller.map_err(|error| Box::new(error.into_response()))?;
+                request.extensions_mut().insert(caller);
+                request.extensions_mut().insert(self.rights.clone());
+                if let Some((bearer, _)) = bearer {
+                    peer.known.store(true, Ordering::Relaxed);
+                    request.extensions_mut().insert(bearer);
+                }
                 &self.services.rest
             }
         };
         Ok((router.clone(), request))
+    }
+}
+
+impl Front {
+    /// The user's token that a request carries, if it carries one, and whose it is.
+    fn bearer(&self, request: &Request<Incoming>) -> Result<Option<(Bearer, Identity)>, Box<Response<Body>>> {
+        let text = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = text.and_then(|text| text.strip_prefix("Bearer ")).map(str::trim);
+        let Some(token) = token.filter(|_| takes_token(request.uri().path(), request.headers())) else {
+            return Ok(None);
+        };
+        if !self.rights.are_known() {
+            return Err(
+                refusal(Family::Rest, StatusCode::SERVICE_UNAVAILABLE, "this hub is starting: try again").into()
+            );
+        }
+        let bearer = Bearer(Arc::new(SecretString::from(token)));
+        let identity = bearer.check(&self.rights, self.clock.now()).map_err(|error| Box::new(error.into_response()))?;
+        Ok(Some((bearer, identity)))
     }
 }
 

@@ -40,6 +40,11 @@ fn needed<'a>(method: &Method, segments: &[&'a str]) -> Option<(Verb, On<'a>)> {
         (&Method::POST, ["apis", FLUVIAL_GROUP, _, "tokens"]) => Some((Verb::Create, of_fleet("tokens", ""))),
         (&Method::GET | &Method::HEAD, ["apis", FLUVIAL_GROUP, _, "hubs"]) => Some((Verb::List, of_fleet("hubs", ""))),
         (&Method::DELETE, ["apis", FLUVIAL_GROUP, _, "hubs", id]) => Some((Verb::Delete, of_fleet("hubs", id))),
+        (&Method::POST | &Method::DELETE, ["apis", FLUVIAL_GROUP, _, "users", name, subresource @ "credentials"]) => {
+            let verb = if *method == Method::POST { Verb::Create } else { Verb::Delete };
+            let on = On::Resource { group: FLUVIAL_GROUP, resource: "users", subresource, namespace: "", name };
+            Some((verb, on))
+        }
         (
             &Method::GET | &Method::HEAD,
             [
@@ -72,6 +77,16 @@ mod tests {
             (Method::POST, "apis/fluvial.io/v1alpha1/tokens", r#"create resource "tokens" in API group "fluvial.io""#),
             (Method::GET, "apis/fluvial.io/v1alpha1/hubs", r#"list resource "hubs" in API group "fluvial.io""#),
             (Method::DELETE, "apis/fluvial.io/v1alpha1/hubs/2", r#"delete resource "hubs" in API group "fluvial.io""#),
+            (
+                Method::POST,
+                "apis/fluvial.io/v1alpha1/users/ann/credentials",
+                r#"create resource "users/credentials" in API group "fluvial.io""#,
+            ),
+            (
+                Method::DELETE,
+                "apis/fluvial.io/v1alpha1/users/ann/credentials",
+                r#"delete resource "users/credentials" in API group "fluvial.io""#,
+            ),
         ] {
             assert_eq!(right(method, path), Some(format!("{expected} at the cluster scope")), "{path}");
         }

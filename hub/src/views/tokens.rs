@@ -4,11 +4,15 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
+use fluvial_model::access::On;
+use fluvial_model::kinds::FLUVIAL_GROUP;
+use http::Extensions;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::ViewsState;
 use crate::api::status::ApiError;
+use crate::api::{Verb, allowed};
 use crate::enrol::tokens::TokenError;
 use crate::enrol::{TokenRequest, mint};
 
@@ -16,13 +20,22 @@ use crate::enrol::{TokenRequest, mint};
 const MAX_BODY: usize = 4096;
 
 /// `POST tokens`: `{"cluster": NAME}` or `{"hub": true}`, and `"ttlSeconds"`.
-pub(super) async fn create(State(state): State<ViewsState>, body: Bytes) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    State(state): State<ViewsState>,
+    extensions: Extensions,
+    body: Bytes,
+) -> Result<Response, ApiError> {
     if body.len() > MAX_BODY {
         return Err(ApiError::TooLarge { limit: MAX_BODY });
     }
     let request: TokenRequest = serde_json::from_slice(&body).map_err(|error| {
         ApiError::BadRequest(format!("expected {{\"cluster\": NAME}} or {{\"hub\": true}}: {error}"))
     })?;
+    if request.hub {
+        // A hub has the fleet's keys: a right of its own, which no other one implies.
+        let on = On::Resource { group: FLUVIAL_GROUP, resource: "tokens", subresource: "hub", namespace: "", name: "" };
+        allowed(&extensions, Verb::Create, on, None)?;
+    }
     let pin = state.issuer.authority.spki_pin();
     let minted = mint(&state.objects, &state.issuer.clock, pin, &request).await.map_err(refused)?;
     let token = minted.text.expose_secret();

@@ -56,7 +56,7 @@ impl Resource for JoinToken {
         categories: &["fluvial"],
         scope: Scope::Cluster,
         // Made by the hub's token call, which alone knows the secret; users list and delete them.
-        writers: Writers::Hub,
+        writers: Writers::HubUntilDeleted,
         status: false,
         name_rule: NameRule::Dns1123Subdomain,
         columns: &[

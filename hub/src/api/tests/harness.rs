@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::super::*;
 use crate::catalog::Limits;
 use crate::clock::SystemClock;
+use crate::rights::Rights;
 use crate::vault::{KEY_BYTES, Vault};
 
 /// No condition is waited for longer.
@@ -36,6 +37,8 @@ pub struct Hub {
     pub store: RaftStore,
     pub state: ApiState,
     pub router: Router,
+    pub rights: Rights,
+    following: tokio::task::JoinHandle<()>,
     _dir: tempfile::TempDir,
 }
 
@@ -62,6 +65,12 @@ impl Reply {
     }
 }
 
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
 impl Hub {
     /// A fresh hub with the `default` namespace.
     pub async fn start() -> Self {
@@ -76,11 +85,34 @@ impl Hub {
         ensure_defaults(&objects, &SystemClock).await.unwrap();
         let catalog = Arc::new(QueryEngine::open(Arc::new(store.clone()), Limits::default()));
         let state = ApiState { objects, clock: Arc::new(SystemClock), catalog };
-        Self { store, router: router(state.clone()), state, _dir: dir }
+        let rights = Rights::default();
+        let following = tokio::spawn(rights.clone().run(Arc::new(store.clone())));
+        let mut changed = rights.changed();
+        tokio::time::timeout(PATIENCE, changed.wait_for(|times| *times > 0)).await.unwrap().unwrap();
+        Self { store, router: router(state.clone()), state, rights, following, _dir: dir }
+    }
+
+    /// A fresh hub with the roles that every fleet begins with.
+    pub async fn with_roles() -> Self {
+        let hub = Self::start().await;
+        ensure_roles(&hub.state.objects, &SystemClock).await.unwrap();
+        hub
+    }
+
+    /// Waits until what was written is in force.
+    pub async fn settled(&self, condition: impl Fn(&Rights) -> bool) {
+        let mut changed = self.rights.changed();
+        let met = async {
+            while !condition(&self.rights) {
+                changed.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, met).await.expect("the rights did not come into force");
     }
 
     /// Sends a request as it is.
-    pub async fn send(&self, request: Request<Body>) -> Reply {
+    pub async fn send(&self, mut request: Request<Body>) -> Reply {
+        request.extensions_mut().insert(self.rights.clone());
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = tokio::time::timeout(PATIENCE, axum::body::to_bytes(body, usize::MAX)).await.unwrap().unwrap();
