@@ -45,6 +45,12 @@ impl UserSecret {
         }
     }
 
+    /// Whether a bearer token means to be one of these, whole or not.
+    #[must_use]
+    pub fn is_meant_by(text: &str) -> bool {
+        text.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     /// The public id: a valid object name.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -110,6 +116,7 @@ mod tests {
         assert_eq!((read.id(), read.secret_hash()), (token.id(), token.secret_hash()));
         assert!(read.has_hash(&token.secret_hash()) && !read.has_hash("") && !read.has_hash(&"0".repeat(64)));
         assert!(!format!("{token:?}").contains(&text[27..]), "the secret is not shown");
+        assert!(UserSecret::is_meant_by(&text) && !UserSecret::is_meant_by("eyJhbGciOi.x.y"));
         for wrong in ["", "fluvialu", &text[1..], &text[..text.len() - 1], &text.replace("fluvialu", "fluvialx")] {
             assert!(wrong.parse::<UserSecret>().is_err(), "{wrong}");
         }

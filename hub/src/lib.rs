@@ -16,6 +16,7 @@ pub mod enrol;
 pub mod hooks;
 pub mod liveness;
 pub mod objects;
+pub mod oidc;
 pub mod peers;
 pub mod planner;
 pub mod rights;

@@ -1,4 +1,5 @@
-//! ① Who may do what, in force on this hub: roles, bindings, users and tokens as this replica of the store has them.
+//! ① Who may do what, in force on this hub: roles, bindings, users, tokens and identity providers as this replica of the
+//! store has them.
 //!
 //! A request asks what is here and no other hub, so that rights cost no round; what is written is in force on every hub as
 //! soon as it has applied it.
@@ -15,7 +16,7 @@ use std::time::Duration;
 use fluvial_certs::{Identity, UserSecret};
 use fluvial_model::access::Policy;
 use fluvial_model::kinds::rbac;
-use fluvial_model::kinds::{User, UserToken, UserTokenSpec};
+use fluvial_model::kinds::{IdentityProvider, User, UserToken, UserTokenSpec};
 use fluvial_model::resource::Resource as _;
 use fluvial_model::store::{KeyValue, Revision};
 use fluvial_raft::{Consistency, ListRequest, Store, StoreError};
@@ -46,6 +47,8 @@ struct Known {
     users: HashMap<String, (String, Vec<String>)>,
     /// By id.
     tokens: HashMap<String, UserTokenSpec>,
+    /// By name.
+    providers: HashMap<String, IdentityProvider>,
 }
 
 impl Known {
@@ -61,6 +64,11 @@ impl Known {
             match value.and_then(|bytes| UserToken::from_bytes(bytes).ok()) {
                 Some(token) => self.tokens.insert(id.to_owned(), token.spec),
                 None => self.tokens.remove(id),
+            };
+        } else if let Some(name) = key.strip_prefix(&IdentityProvider::INFO.prefix()) {
+            match value.and_then(|bytes| IdentityProvider::from_bytes(bytes).ok()) {
+                Some(provider) => self.providers.insert(name.to_owned(), provider),
+                None => self.providers.remove(name),
             };
         }
     }
@@ -92,21 +100,35 @@ impl Rights {
         Guard(self.known.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whose token this is.
+    /// Whose token this is, and until when.
     ///
     /// # Errors
     /// If it is nobody's any more.
-    pub fn authenticate(&self, token: &str, now: Timestamp) -> Result<Identity, TokenProblem> {
+    pub fn authenticate(&self, token: &str, now: Timestamp) -> Result<(Identity, Timestamp), TokenProblem> {
         let secret: UserSecret = token.parse().map_err(|_| TokenProblem::Unknown)?;
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let spec = known.tokens.get(secret.id()).filter(|spec| secret.has_hash(&spec.secret_hash));
         let spec = spec.ok_or(TokenProblem::Unknown)?;
         let user = known.users.get(&spec.user).filter(|(uid, _)| *uid == spec.user_uid);
         let (_, groups) = user.ok_or(TokenProblem::Unknown)?;
-        if spec.expires_at.is_none_or(|until| until <= now) {
-            return Err(TokenProblem::Expired);
-        }
-        Ok(Identity::User { name: spec.user.clone(), groups: groups.clone() })
+        let until = spec.expires_at.filter(|until| *until > now).ok_or(TokenProblem::Expired)?;
+        Ok((Identity::User { name: spec.user.clone(), groups: groups.clone() }, until))
+    }
+
+    /// The identity provider of an issuer, if there is exactly one.
+    #[must_use]
+    pub fn provider(&self, issuer: &str) -> Option<IdentityProvider> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut of_issuer = known.providers.values().filter(|provider| provider.spec.issuer == issuer);
+        let found = of_issuer.next().cloned();
+        found.filter(|_| of_issuer.next().is_none())
+    }
+
+    /// Whether there still is the identity provider with this uid.
+    #[must_use]
+    pub fn has_provider(&self, uid: &str) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.providers.values().any(|provider| provider.metadata.uid == uid)
     }
 
     /// Changes whenever anything here does; 0 until the store was read for the first time.
@@ -140,11 +162,16 @@ impl Rights {
         let (items, at) = list(store, USERS).await?;
         items.iter().for_each(|kv| known.follow(&kv.key, Some(&kv.value)));
         let mut of_users = store.watch(USERS, at).await?;
+        let providers = IdentityProvider::INFO.prefix();
+        let (items, at) = list(store, &providers).await?;
+        items.iter().for_each(|kv| known.follow(&kv.key, Some(&kv.value)));
+        let mut of_providers = store.watch(&providers, at).await?;
         self.change(|old| *old = known);
         loop {
             let events = tokio::select! {
                 events = of_roles.next() => events?,
                 events = of_users.next() => events?,
+                events = of_providers.next() => events?,
             };
             self.change(|known| {
                 for event in &events {
@@ -210,7 +237,7 @@ mod tests {
         assert_eq!(rights.authenticate(&text, now), Err(TokenProblem::Unknown), "the user is not there");
         store(&rights, &ann);
         let expected = Identity::User { name: "ann".into(), groups: vec!["team".into()] };
-        assert_eq!(rights.authenticate(&text, now), Ok(expected));
+        assert_eq!(rights.authenticate(&text, now), Ok((expected, expires_at.unwrap())));
         let late = Timestamp::from_second(1_800_000_060).unwrap();
         assert_eq!(rights.authenticate(&text, late), Err(TokenProblem::Expired));
         let other = UserSecret::mint(&[8; USER_SECRET_BYTES]);

@@ -41,6 +41,7 @@ pub fn serve(
     rights: Rights,
     clock: SharedClock,
 ) -> io::Result<RunningServer> {
-    let front = front::Front { guard: guard.clone(), services: Arc::new(services), rights, clock };
+    let front =
+        front::Front { guard: guard.clone(), services: Arc::new(services), rights, providers: Arc::default(), clock };
     fluvial_certs::listen::serve(listener, guard, Arc::new(front), MAX_CONNECTIONS)
 }

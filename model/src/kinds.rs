@@ -10,6 +10,7 @@ pub mod datamigrate;
 pub mod datarestore;
 pub mod dataset;
 pub mod datasetmount;
+pub mod identityprovider;
 pub mod jointoken;
 pub mod link;
 pub mod operation;
@@ -35,6 +36,9 @@ pub use self::datamigrate::{
 pub use self::datarestore::{DataRestore, DataRestoreSpec, DataRestoreStatus, MemberDirectory};
 pub use self::dataset::{Dataset, DatasetPhase, DatasetSpec, DatasetStatus, Home, HomeState};
 pub use self::datasetmount::{DatasetMount, DatasetMountPhase, DatasetMountSpec, DatasetMountStatus};
+pub use self::identityprovider::{
+    ClaimProblem, IdentityProvider, IdentityProviderSpec, IdentityProviderStatus, Vouched,
+};
 pub use self::jointoken::{JoinToken, JoinTokenSpec, JoinTokenStatus};
 pub use self::link::{Link, LinkSpec, LinkStatus};
 pub use self::operation::OperationStatus;
@@ -70,6 +74,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<RoleBinding>(),
     Kind::of::<ClusterRole>(),
     Kind::of::<ClusterRoleBinding>(),
+    Kind::of::<IdentityProvider>(),
     Kind::of::<User>(),
     Kind::of::<UserToken>(),
 ];

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod federation;
 pub mod hdfs;
 pub mod history;
+pub mod issuer;
 pub mod minio;
 pub mod mount;
 pub mod network;

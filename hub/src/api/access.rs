@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use fluvial_certs::Identity;
 use fluvial_model::access::{Action, On, Refusal, Who};
+use fluvial_model::kinds::ClaimProblem;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use thiserror::Error;
 
 use super::status::ApiError;
+use crate::oidc::Problem;
 use crate::rights::Rights;
 
 /// Who calls, by certificate or by token; put into every request's extensions. `None` is a caller with neither.
@@ -28,18 +30,39 @@ impl Caller {
     }
 }
 
-/// The token by which a caller was known, in the request's extensions: it may be taken back while an answer lasts.
+/// The token by which a caller was known, in the request's extensions: it ends, and may be taken back, while an answer lasts.
 #[derive(Clone)]
-pub struct Bearer(pub Arc<SecretString>);
+pub struct Bearer {
+    pub proof: Proof,
+    /// When it ends.
+    pub until: Timestamp,
+}
+
+/// What such a token is worth something by.
+#[derive(Clone)]
+pub enum Proof {
+    /// The hub's record of it.
+    Own(Arc<SecretString>),
+    /// The identity provider with this uid.
+    Provider(String),
+}
 
 impl Bearer {
-    /// Whose it is.
+    /// Looks whether it is still worth something.
     ///
     /// # Errors
-    /// 401 if it is nobody's any more.
-    pub fn check(&self, rights: &Rights, now: Timestamp) -> Result<Identity, ApiError> {
-        let known = rights.authenticate(self.0.expose_secret(), now);
-        known.map_err(|problem| ApiError::TokenRefused { message: problem.to_string() })
+    /// 401 if it is not.
+    pub fn check(&self, rights: &Rights, now: Timestamp) -> Result<(), ApiError> {
+        let refused = |message: String| Err(ApiError::TokenRefused { message });
+        match &self.proof {
+            Proof::Own(token) => match rights.authenticate(token.expose_secret(), now) {
+                Ok(_) => Ok(()),
+                Err(problem) => refused(problem.to_string()),
+            },
+            Proof::Provider(uid) if !rights.has_provider(uid) => refused(Problem::Unknown.to_string()),
+            Proof::Provider(_) if self.until <= now => refused(ClaimProblem::Expired.to_string()),
+            Proof::Provider(_) => Ok(()),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use futures::Stream;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{Extensions, HeaderValue};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -50,6 +51,7 @@ struct Stage {
     seen: Revision,
     next_bookmark: Instant,
     deadline: Instant,
+    lasts_until: Option<Timestamp>,
     /// Whoever may not watch any more is told nothing more.
     rights_changed: tokio::sync::watch::Receiver<u64>,
     extensions: Extensions,
@@ -115,6 +117,8 @@ pub async fn watch(state: &ApiState, target: &Target, options: &Options, parts: 
         watch,
         seen: from,
         next_bookmark: now + BOOKMARK_EVERY,
+        // A token that ends ends what it opened.
+        lasts_until: parts.extensions.get::<Bearer>().map(|bearer| bearer.until),
         deadline: now + options.timeout()?.map_or(LONGEST, |timeout| timeout.min(LONGEST)),
         rights_changed: caller(&parts.extensions).1.changed(),
         extensions: parts.extensions.clone(),
@@ -167,6 +171,10 @@ async fn next(mut stage: Stage) -> Option<(Result<Bytes, Infallible>, Stage)> {
                 }
             },
             () = tokio::time::sleep_until(stage.next_bookmark) => {
+                if stage.lasts_until.is_some_and(|until| until <= stage.state.clock.now()) {
+                    stage.over = true;
+                    continue;
+                }
                 stage.push_bookmark();
                 stage.next_bookmark = Instant::now() + BOOKMARK_EVERY;
             }

@@ -6,18 +6,20 @@ use std::sync::atomic::Ordering;
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode, header};
 use axum::response::IntoResponse as _;
-use fluvial_certs::Identity;
 use fluvial_certs::listen::{self, Answer, Guard, Limits, Peer};
+use fluvial_certs::{Identity, UserSecret};
 use hyper::body::Incoming;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use tower::ServiceExt as _;
 
 use super::Services;
 use super::access::{Denial, Family, decide, precedes_deny_list, takes_token};
 use crate::api::Caller;
-use crate::api::access::Bearer;
+use crate::api::access::{Bearer, Proof};
 use crate::api::impersonation::acts_as;
+use crate::api::status::ApiError;
 use crate::clock::SharedClock;
+use crate::oidc::{Known, Providers};
 use crate::rights::Rights;
 
 /// What a peer may send unread: 256 KiB a stream (a quarter of the largest block), 1 MiB a connection.
@@ -30,11 +32,13 @@ const HUB_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 const AGENT_STREAMS: u32 = 16;
 const STREAMS: u32 = 256;
 
-/// The hub's rules and services.
+/// The hub's rules and services; clones share them.
+#[derive(Clone)]
 pub(super) struct Front {
     pub(super) guard: Guard,
     pub(super) services: Arc<Services>,
     pub(super) rights: Rights,
+    pub(super) providers: Arc<Providers>,
     pub(super) clock: SharedClock,
 }
 
@@ -49,27 +53,28 @@ impl listen::Front for Front {
     }
 
     fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Answer {
-        match self.admit(peer, request) {
-            Ok((router, request)) => Box::pin(async move {
-                match router.oneshot(request.map(Body::new)).await {
+        let (front, peer) = (self.clone(), peer.clone());
+        Box::pin(async move {
+            match front.admit(&peer, request).await {
+                Ok((router, request)) => match router.oneshot(request.map(Body::new)).await {
                     Ok(response) => response,
                     Err(never) => match never {},
-                }
-            }),
-            Err(refusal) => Box::pin(std::future::ready(*refusal)),
-        }
+                },
+                Err(refusal) => *refusal,
+            }
+        })
     }
 }
 
 impl Front {
     /// The services that the request may go to, or what to answer instead.
-    fn admit(
+    async fn admit(
         &self,
         peer: &Peer,
         mut request: Request<Incoming>,
     ) -> Result<(axum::Router, Request<Incoming>), Box<Response<Body>>> {
         let verified = peer.verified.as_deref();
-        let bearer = if verified.is_none() { self.bearer(&request)? } else { None };
+        let bearer = if verified.is_none() { self.bearer(&request).await? } else { None };
         let identity = verified.map(|v| &v.identity).or(bearer.as_ref().map(|(_, identity)| identity));
         let family = decide(request.uri().path(), request.headers(), identity).map_err(|denial| denied(&denial))?;
         if let Some(Err(error)) = verified.map(|v| self.guard.denied.check(v)) {
@@ -101,7 +106,7 @@ impl Front {
 
 impl Front {
     /// The user's token that a request carries, if it carries one, and whose it is.
-    fn bearer(&self, request: &Request<Incoming>) -> Result<Option<(Bearer, Identity)>, Box<Response<Body>>> {
+    async fn bearer(&self, request: &Request<Incoming>) -> Result<Option<(Bearer, Identity)>, Box<Response<Body>>> {
         let text = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = text.and_then(|text| text.strip_prefix("Bearer ")).map(str::trim);
         let Some(token) = token.filter(|_| takes_token(request.uri().path(), request.headers())) else {
@@ -112,9 +117,17 @@ impl Front {
                 refusal(Family::Rest, StatusCode::SERVICE_UNAVAILABLE, "this hub is starting: try again").into()
             );
         }
-        let bearer = Bearer(Arc::new(SecretString::from(token)));
-        let identity = bearer.check(&self.rights, self.clock.now()).map_err(|error| Box::new(error.into_response()))?;
-        Ok(Some((bearer, identity)))
+        let refused = |message: String| Box::new(ApiError::TokenRefused { message }.into_response());
+        let token = SecretString::from(token);
+        let now = self.clock.now();
+        if !UserSecret::is_meant_by(token.expose_secret()) {
+            let known = self.providers.authenticate(&self.rights, token.expose_secret(), now).await;
+            let Known { identity, until, provider } = known.map_err(|problem| refused(problem.to_string()))?;
+            return Ok(Some((Bearer { proof: Proof::Provider(provider), until }, identity)));
+        }
+        let known = self.rights.authenticate(token.expose_secret(), now);
+        let (identity, until) = known.map_err(|problem| refused(problem.to_string()))?;
+        Ok(Some((Bearer { proof: Proof::Own(Arc::new(token)), until }, identity)))
     }
 }
 

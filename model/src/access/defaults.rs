@@ -13,7 +13,9 @@
 //! Invariant: nobody gets anything of a fleet by these but what `system:authenticated` is given here.
 
 use super::{AUTHENTICATED, MASTERS, PolicyRule, RBAC_GROUP, RoleRef, Subject, ungranted};
-use crate::kinds::{ClusterRole, ClusterRoleBinding, DATA_GROUP, FLUVIAL_GROUP, JoinToken, KINDS, User, UserToken};
+use crate::kinds::{
+    ClusterRole, ClusterRoleBinding, DATA_GROUP, FLUVIAL_GROUP, IdentityProvider, JoinToken, KINDS, User, UserToken,
+};
 use crate::resource::{Kind, KindInfo, Resource as _, Scope, Writers};
 
 /// Kubernetes' annotation for a role that is completed when a hub starts; set it to `false` to keep what is taken away.
@@ -79,9 +81,11 @@ fn admin() -> Vec<PolicyRule> {
     rules
 }
 
-/// The fleet's own kinds: those of the cluster's scope, credentials left out, which are as good as their bearers' rights.
+/// The fleet's own kinds: those of the cluster's scope, without credentials and who vouches for them, which are as good as
+/// their bearers' rights.
 fn of_fleet() -> Vec<&'static str> {
-    let credentials = [JoinToken::INFO.plural, User::INFO.plural, UserToken::INFO.plural];
+    let credentials =
+        [IdentityProvider::INFO.plural, JoinToken::INFO.plural, User::INFO.plural, UserToken::INFO.plural];
     plurals(FLUVIAL_GROUP, |info| info.scope == Scope::Cluster && !credentials.contains(&info.plural))
 }
 
