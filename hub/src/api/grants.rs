@@ -38,7 +38,8 @@ pub(super) fn check(
     let (caller, rights) = caller(extensions);
     let place = target.namespace_text();
     if is(&Role::INFO) || is(&ClusterRole::INFO) {
-        let rules = serde_json::from_value(new.get("rules").cloned().unwrap_or_default()).unwrap_or_default();
+        let rules: Vec<PolicyRule> =
+            serde_json::from_value(new.get("rules").cloned().unwrap_or_default()).unwrap_or_default();
         return if same("rules") { Ok(()) } else { writes(&rights, &caller, target, new, &rules) };
     }
     if is(&RoleBinding::INFO) || is(&ClusterRoleBinding::INFO) {
@@ -66,7 +67,7 @@ fn writes(
     caller: &Caller,
     target: &Target,
     object: &Value,
-    rules: &Vec<PolicyRule>,
+    rules: &[PolicyRule],
 ) -> Result<(), ApiError> {
     let (place, name) = (target.namespace_text(), stored::meta(object, "name"));
     if authorize(rights, caller, Verb::Escalate, role_on(target.kind.info.plural, place, name)).is_ok() {
