@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use fluvial_certs::TrustDomain;
+use fluvial_hub::run::Failure;
 use fluvial_hub::run::home::Home;
 use fluvial_hub::run::{self, Hub, HubConfig, InitOptions, JoinOptions, RunningHub};
 use fluvial_member_agent::{Agent, AgentConfig, JoinConfig, RunningAgent, UplinkState};
@@ -154,6 +155,12 @@ impl Federation {
         ready(hubs).await?;
         voters(hubs).await?;
         Ok(client)
+    }
+
+    /// Waits until a hub has stopped because of its disk or its data.
+    pub(crate) async fn failed(&self) -> Failure {
+        let hubs = self.hubs.iter().map(|hub| Box::pin(hub.failed()));
+        futures::future::select_all(hubs).await.0
     }
 
     /// Starts the member `name`, which joins first if the folder does not hold it yet.

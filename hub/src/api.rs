@@ -99,6 +99,10 @@ pub async fn not_found(request: Request) -> Response {
 }
 
 async fn ready(State(state): State<ApiState>) -> Response {
+    if let Some(failure) = state.objects.store.failure() {
+        let message = format!("this hub has stopped: {failure}");
+        return ApiError::Unavailable { message, retry_after_seconds: 5 }.into_response();
+    }
     if state.objects.store.leadership().borrow().leader.is_some() {
         return "ok".into_response();
     }

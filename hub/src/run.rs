@@ -2,7 +2,7 @@
 //!
 //! [`init`] makes the first hub of a fleet, [`join`] another one; both only write a data directory ([`home`]).
 //! [`Hub::start`] runs what a data directory holds. [`members`] lets the leader take in hubs that joined and see off
-//! those that leave; [`renewal`] keeps this hub's own certificate fresh.
+//! those that leave; [`recovery`] starts a hub anew whose disk is well again; [`renewal`] keeps this hub's own certificate fresh.
 //!
 //! Invariants: a data directory is one hub's for ever; several hubs may run in one process; whatever was started is
 //! ended by [`RunningHub::shutdown`], in the order in which one needs the other.
@@ -11,6 +11,7 @@ mod contact;
 pub mod home;
 mod kubeconfig;
 mod members;
+pub mod recovery;
 mod renewal;
 mod setup;
 #[cfg(test)]
@@ -39,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub use contact::{JoinOptions, join};
+pub use fluvial_raft::Failure;
 pub use home::{HomeError, HubRecord};
 pub use kubeconfig::admin_kubeconfig;
 pub use setup::{InitOptions, InitReport, init};
@@ -79,6 +81,8 @@ pub enum RunError {
     Tls(#[source] tls::Error),
     #[error("opening the store")]
     Store(#[source] OpenError),
+    #[error("the hub had to stop")]
+    Stopped(#[source] Failure),
     #[error("opening the blocks")]
     Blocks(#[source] BlockError),
     #[error("\"{address}\" is no address of a hub: write HOST:PORT")]

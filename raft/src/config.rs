@@ -55,6 +55,9 @@ pub struct Timings {
     pub election_max: Duration,
     /// How long a call waits for a leader, a quorum or the state machine before it gives up.
     pub request: Duration,
+    /// How long one write to the disk may last before the node stops: longer than the worst of a busy disk, and
+    /// with an election on top short enough for who waits for a leader.
+    pub disk: Duration,
 }
 
 impl Default for Timings {
@@ -65,6 +68,7 @@ impl Default for Timings {
             election_min: Duration::from_millis(500),
             election_max: Duration::from_millis(900),
             request: Duration::from_secs(10),
+            disk: Duration::from_secs(5),
         }
     }
 }

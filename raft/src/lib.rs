@@ -4,7 +4,8 @@
 //! [`propose`] into the log ([`log`]), over [`transport`] to the other hubs, and, once a majority has it on disk,
 //! through [`machine`] into the catalog ([`schema`]) and to the watchers ([`watch`]). [`read`] makes reads
 //! linearizable, [`snapshot`] lets the log be cut, [`membership`] changes who takes part, [`marker`] keeps a data
-//! directory from being used by another node.
+//! directory from being used by another node, [`health`] stops a node whose disk fails, [`database`] is how files of
+//! SQLite are opened.
 //!
 //! Invariants: a write is acknowledged only when a majority has synced it; every replica applies the same commands in
 //! the same order; what is applied and how far is one SQLite transaction.
@@ -15,6 +16,8 @@
 pub mod config;
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
+pub mod database;
+pub mod health;
 mod log;
 mod machine;
 mod marker;
@@ -32,9 +35,11 @@ mod types;
 mod watch;
 
 pub use config::{Config, Timings};
+pub use health::{Failure, FailureKind};
 pub use marker::MarkerError;
 pub use membership::{Member, MembershipError, Role};
 pub use node::{Metrics, OpenError, RaftStore};
 pub use server::{PeerServer, peer_service};
+pub use snapshot::free_bytes;
 pub use store::{Consistency, Leadership, ListRequest, Listing, Store, StoreError, Watch, WatchSource};
 pub use transport::{ConnectError, PEER_METADATA_FROM, PeerConnector};

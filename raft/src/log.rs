@@ -22,9 +22,11 @@ use fluvial_proto::v1;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::{LogState, OptionalSend};
 use prost::Message as _;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::database;
+use crate::health::Health;
 use crate::types::{
     Entry, LogId, TypeConfig, Vote, entry_bytes, entry_in, entry_out, log_id_in, log_id_out, vote_in, vote_out,
 };
@@ -37,6 +39,8 @@ const JOBS_PER_COMMIT: usize = 256;
 /// How much of the newest log stays in memory for followers and for the state machine: 8 MiB is some 8,000 objects,
 /// several times what a healthy follower is ever behind.
 const CACHE_BYTES: usize = 8 << 20;
+/// How long a connection waits for another one's lock before it reports an error.
+const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
 /// How much one read for a follower returns at most; with one entry of 2 MiB on top it stays within the wire's limit.
 const READ_BYTES: usize = 1 << 20;
 
@@ -211,14 +215,12 @@ const PURGED: &str = "purged";
 
 impl LogStore {
     /// Opens or creates the log, checks every record, and starts the writer.
-    pub fn open(path: &Path) -> Result<Self, LogError> {
+    pub fn open(path: &Path, health: Arc<Health>) -> Result<Self, LogError> {
         let open_error = |source| LogError::Open { path: path.to_owned(), source };
-        let db = Connection::open(path).map_err(open_error)?;
+        let db = database::open(path, BUSY).map_err(open_error)?;
         (|| {
-            db.pragma_update(None, "journal_mode", "WAL")?;
             db.pragma_update(None, "synchronous", "FULL")?;
             db.pragma_update(None, "wal_autocheckpoint", 2000)?;
-            db.busy_timeout(std::time::Duration::from_secs(5))?;
             db.execute_batch(
                 "CREATE TABLE IF NOT EXISTS entries (idx INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, record BLOB NOT NULL);
                  CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;",
@@ -230,10 +232,7 @@ impl LogStore {
             return Err(LogError::DamagedFile { report });
         }
         let state = Self::load(&db)?;
-        let reader =
-            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-                .map_err(open_error)?;
-        reader.busy_timeout(std::time::Duration::from_secs(5)).map_err(open_error)?;
+        let reader = database::open_reader(path, BUSY).map_err(open_error)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let inner = Arc::new(Inner {
             state: Mutex::new(state),
@@ -245,7 +244,7 @@ impl LogStore {
         let thread = std::thread::Builder::new()
             .name("fluvial-log".into())
             .spawn(move || {
-                Writer { db, queue, failed: None, committed: None }.run(|apply| {
+                Writer { db, queue, health, failed: None, committed: None }.run(|apply| {
                     if let Some(inner) = shared.upgrade() {
                         apply(&mut lock(&inner.state));
                     }
@@ -358,6 +357,7 @@ fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(u64, u32, Vec<u8>)> {
 struct Writer {
     db: Connection,
     queue: mpsc::Receiver<Job>,
+    health: Arc<Health>,
     /// Why writing stopped. After a failed sync the disk's state is unknown: trying again could turn a loss into a lie.
     failed: Option<String>,
     committed: Option<LogId>,
@@ -378,7 +378,7 @@ impl Writer {
             if self.failed.is_none()
                 && let Err(error) = self.write(&jobs, committed)
             {
-                tracing::error!(%error, "the log cannot be written: this node stops");
+                self.health.fail_with("the log cannot be written", &error);
                 self.failed = Some(error.to_string());
             }
             if self.failed.is_none() {
@@ -410,6 +410,7 @@ impl Writer {
     }
 
     fn write(&mut self, jobs: &[Job], committed: Option<LogId>) -> rusqlite::Result<()> {
+        let _working = self.health.log.begin();
         let txn = self.db.transaction()?;
         for job in jobs {
             match job {
@@ -558,6 +559,10 @@ mod tests {
         entry
     }
 
+    fn open(path: &Path) -> Result<LogStore, LogError> {
+        LogStore::open(path, Arc::new(Health::default()))
+    }
+
     async fn append(log: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
         let (tx, rx) = <TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();
         log.append(entries, IOFlushed::signal(tx)).await?;
@@ -571,13 +576,13 @@ mod tests {
         let entries: Vec<Entry> = (1..=9).map(|index| command(index, "value")).collect();
         let vote = Vote::new(7, 3);
         {
-            let mut log = LogStore::open(&path).unwrap();
+            let mut log = open(&path).unwrap();
             log.save_vote(&vote).await.unwrap();
             append(&mut log, entries.clone()).await.unwrap();
             log.purge(log_id::<TypeConfig>(1, 1, 2)).await.unwrap();
             log.truncate_after(Some(log_id::<TypeConfig>(1, 1, 7))).await.unwrap();
         }
-        let mut log = LogStore::open(&path).unwrap();
+        let mut log = open(&path).unwrap();
         assert_eq!(log.read_vote().await.unwrap(), Some(vote));
         assert_eq!(log.try_get_log_entries(..).await.unwrap(), entries[2..7]);
         let state = log.get_log_state().await.unwrap();
@@ -590,7 +595,7 @@ mod tests {
     #[tokio::test]
     async fn entries_that_left_the_memory_are_read_from_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogStore::open(&dir.path().join("log.db")).unwrap();
+        let mut log = open(&dir.path().join("log.db")).unwrap();
         let large = Bytes::from(vec![7; 1 << 20]);
         let entries: Vec<Entry> = (1..=20)
             .map(|index| {
@@ -610,7 +615,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.db");
         {
-            let mut log = LogStore::open(&path).unwrap();
+            let mut log = open(&path).unwrap();
             append(&mut log, (1..=5).map(|index| command(index, "a value to be found in the file")).collect())
                 .await
                 .unwrap();
@@ -620,15 +625,15 @@ mod tests {
         let at = file.windows(needle.len()).position(|window| window == needle).unwrap();
         file[at] ^= 1;
         std::fs::write(&path, file).unwrap();
-        assert!(matches!(LogStore::open(&path), Err(LogError::Damaged { .. })));
+        assert!(matches!(open(&path), Err(LogError::Damaged { .. })));
     }
 
     #[tokio::test]
     async fn a_flipped_byte_in_the_vote_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.db");
-        LogStore::open(&path).unwrap().save_vote(&Vote::new(7, 3)).await.unwrap();
+        open(&path).unwrap().save_vote(&Vote::new(7, 3)).await.unwrap();
         Connection::open(&path).unwrap().execute("UPDATE meta SET value = x'0808'", []).unwrap();
-        assert!(matches!(LogStore::open(&path), Err(LogError::DamagedMeta { name: "vote" })));
+        assert!(matches!(open(&path), Err(LogError::DamagedMeta { name: "vote" })));
     }
 }

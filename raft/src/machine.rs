@@ -20,6 +20,7 @@ use openraft::{EntryPayload, OptionalSend};
 use prost::Message as _;
 use rusqlite::{Connection, params};
 
+use crate::health::Health;
 use crate::query;
 use crate::schema::{self, StateRow, read_state, replace_rows, signed, write_state};
 use crate::snapshot::{SnapshotBuilder, SnapshotFile, Snapshots, copy_checked};
@@ -299,10 +300,15 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 
 impl StateMachine {
     /// Opens the catalog in `dir`.
-    pub fn open(dir: &Path, snapshots: Arc<Snapshots>) -> Result<(Self, Arc<Shared>), MachineError> {
+    pub fn open(
+        dir: &Path,
+        snapshots: Arc<Snapshots>,
+        health: Arc<Health>,
+    ) -> Result<(Self, Arc<Shared>), MachineError> {
         let catalog = Catalog::open(dir)?;
         let at = &catalog.at;
-        let shared = Arc::new(Shared::new(&catalog.path, catalog.generation, Revision(at.revision), at.entries()));
+        let shared = Shared::new(&catalog.path, catalog.generation, Revision(at.revision), at.entries(), health);
+        let shared = Arc::new(shared);
         let machine = Self { catalog: Arc::new(Mutex::new(catalog)), shared: Arc::clone(&shared), snapshots };
         Ok((machine, shared))
     }
@@ -378,7 +384,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 if catalog.closed {
                     return Err(io::Error::other("the node was shut down"));
                 }
-                let (results, events) = catalog.apply(&entries).map_err(io::Error::other)?;
+                let working = shared.health.machine.begin();
+                let applied = catalog.apply(&entries);
+                drop(working);
+                let (results, events) = applied.map_err(|error| {
+                    shared.health.fail_with("the catalog cannot be written", &error);
+                    io::Error::other(error)
+                })?;
                 shared.publish(events, Revision(catalog.at.revision), catalog.at.entries());
                 Ok(results)
             })
@@ -401,19 +413,27 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if !force && !self.snapshots.due(at, bytes) {
             return None;
         }
-        Some(SnapshotBuilder::new(&path, Arc::clone(&self.snapshots)))
+        if !force && !self.snapshots.has_room(bytes) {
+            return None;
+        }
+        Some(SnapshotBuilder::new(&path, Arc::clone(&self.snapshots), Arc::clone(&self.shared.health)))
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
         let path = lock(&self.catalog).path.clone();
-        SnapshotBuilder::new(&path, Arc::clone(&self.snapshots))
+        SnapshotBuilder::new(&path, Arc::clone(&self.snapshots), Arc::clone(&self.shared.health))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
         let (catalog, shared, snapshots) =
             (Arc::clone(&self.catalog), Arc::clone(&self.shared), Arc::clone(&self.snapshots));
         let meta = meta.clone();
-        blocking(move || Self::install(&mut lock(&catalog), &shared, &snapshots, &meta, &snapshot)).await
+        blocking(move || {
+            Self::install(&mut lock(&catalog), &shared, &snapshots, &meta, &snapshot).inspect_err(|error| {
+                shared.health.fail_with("a snapshot cannot be installed", error);
+            })
+        })
+        .await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {

@@ -10,12 +10,14 @@ use bytes::Bytes;
 use fluvial_model::store::{KeyValue, Revision, Txn, TxnOutcome};
 use fluvial_proto::v1;
 use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::Fatal;
 use openraft::{BasicNode, SnapshotPolicy};
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, Timings};
+use crate::health::{self, Failure, FailureKind, Health};
 use crate::log::{LogError, LogStore};
 use crate::machine::{self, Catalog, MachineError, StateMachine};
 use crate::marker::{self, MarkerError};
@@ -159,7 +161,8 @@ impl RaftStore {
         let raft_config = Arc::new(raft_config(&config)?);
         let dir = config.data_dir.clone();
         let (id, cluster, after) = (config.node_id, config.cluster_id.clone(), config.snapshot_after);
-        let opened = tokio::task::spawn_blocking(move || open_files(&dir, id, &cluster, after)).await;
+        let health = Arc::new(Health::default());
+        let opened = tokio::task::spawn_blocking(move || open_files(&dir, id, &cluster, after, health)).await;
         let Opened { files, machine, shared, snapshots } =
             opened.map_err(|error| OpenError::Start { reason: error.to_string() })??;
         let log = files.log.clone();
@@ -190,6 +193,8 @@ impl RaftStore {
             tokio::spawn(propose::run(Arc::clone(&inner), proposal_queue)),
             tokio::spawn(read::run(Arc::clone(&inner), read_queue)),
             tokio::spawn(forget_history(Arc::clone(&inner))),
+            tokio::spawn(health::watch_stalls(Arc::clone(&inner.shared.health), config.timings.disk)),
+            tokio::spawn(stop_when_failed(Arc::clone(&inner))),
         ];
         Ok(Self { inner, tasks: Arc::new(Tasks(Mutex::new(tasks))) })
     }
@@ -239,7 +244,7 @@ impl RaftStore {
             applied_index: metrics.last_applied.map(|id| id.index),
             snapshot_index: metrics.snapshot.map(|id| id.index),
             purged_index: metrics.purged.map(|id| id.index),
-            failed: metrics.running_state.as_ref().err().map(ToString::to_string),
+            failed: self.inner.shared.health.failure().map(|failure| failure.reason),
             replicated: metrics
                 .replication
                 .iter()
@@ -247,6 +252,18 @@ impl RaftStore {
                 .map(|(id, matched)| (*id, matched.as_ref().map(|matched| matched.index)))
                 .collect(),
         }
+    }
+
+    /// Why the node stops, to wait for.
+    #[must_use]
+    pub fn failures(&self) -> watch::Receiver<Option<Failure>> {
+        self.inner.shared.health.failures()
+    }
+
+    /// Whether the disk has answered everything that was asked of it.
+    #[must_use]
+    pub fn disk_is_idle(&self) -> bool {
+        self.inner.shared.health.is_idle()
     }
 
     /// Waits until this replica has applied everything that was acknowledged before the call.
@@ -296,6 +313,9 @@ impl RaftStore {
     }
 
     async fn fresh(&self, consistency: Consistency) -> Result<(), StoreError> {
+        if let Some(failure) = self.failure() {
+            return Err(StoreError::stopped(&failure));
+        }
         match consistency {
             Consistency::Linearizable => self.barrier().await,
             Consistency::Stale => self.recovered().await,
@@ -342,21 +362,52 @@ struct Opened {
     snapshots: Arc<Snapshots>,
 }
 
-fn open_files(dir: &std::path::Path, id: u64, cluster: &str, after: u64) -> Result<Opened, OpenError> {
+fn open_files(
+    dir: &std::path::Path,
+    id: u64,
+    cluster: &str,
+    after: u64,
+    health: Arc<Health>,
+) -> Result<Opened, OpenError> {
     std::fs::create_dir_all(dir).map_err(|source| OpenError::Dir { dir: dir.to_owned(), source })?;
     let lock = marker::lock(dir)?;
     let log_path = dir.join("log.db");
     let new = marker::check(dir, id, cluster, &log_path)?;
-    let log = LogStore::open(&log_path)?;
+    let log = LogStore::open(&log_path, Arc::clone(&health))?;
     if new {
         marker::write(dir, id, cluster)?;
     }
     let snapshots =
         Snapshots::open(dir, after).map_err(|source| OpenError::Snapshots { dir: dir.to_owned(), source })?;
     let snapshots = Arc::new(snapshots);
-    let (machine, shared) = StateMachine::open(dir, Arc::clone(&snapshots))?;
+    let (machine, shared) = StateMachine::open(dir, Arc::clone(&snapshots), health)?;
     let files = OpenFiles { log, catalog: machine.catalog(), _lock: lock };
     Ok(Opened { files, machine, shared, snapshots })
+}
+
+/// Ends Raft when the disk has failed: neither heartbeats nor votes come from here any more.
+async fn stop_when_failed(inner: Arc<Inner>) {
+    let mut failures = inner.shared.health.failures();
+    let Ok(failure) = failures.wait_for(Option::is_some).await.map(|failure| failure.clone()) else { return };
+    if let Some(failure) = failure {
+        tracing::error!(reason = failure.reason, kind = ?failure.kind, "this node stops");
+    }
+    inner.leadership.send_modify(|leadership| *leadership = Leadership { leader: None, is_self: false, ..*leadership });
+    // It may wait for the disk; then it has to wait, and nothing is sent meanwhile.
+    if inner.raft.shutdown().await.is_err() {
+        tracing::error!("the node's core had panicked");
+    }
+}
+
+/// Whether Raft has ended; if it did so by itself, that is noted.
+fn has_ended(inner: &Inner) -> bool {
+    let running = inner.raft.metrics().borrow_watched().running_state.clone();
+    if let Err(fatal) = &running
+        && !matches!(fatal, Fatal::Stopped)
+    {
+        inner.shared.health.fail(FailureKind::Broken, fatal.to_string());
+    }
+    running.is_err()
 }
 
 async fn follow_leadership(inner: Arc<Inner>) {
@@ -364,12 +415,13 @@ async fn follow_leadership(inner: Arc<Inner>) {
     loop {
         let now = {
             let metrics = metrics.borrow_watched();
-            let stopped = inner.raft.metrics().borrow_watched().running_state.is_err();
+            let stopped = has_ended(&inner) || inner.shared.health.failure().is_some();
             let leader = metrics.current_leader.filter(|_| !stopped);
             Leadership { leader, is_self: leader == Some(inner.peers.self_id), term: metrics.vote.leader_id.term }
         };
         inner.leadership.send_if_modified(|current| std::mem::replace(current, now) != now);
         if metrics.changed().await.is_err() {
+            has_ended(&inner);
             inner
                 .leadership
                 .send_modify(|leadership| *leadership = Leadership { leader: None, is_self: false, ..*leadership });
@@ -469,5 +521,9 @@ impl Store for RaftStore {
 
     fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.subscribe()
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        self.inner.shared.health.failure()
     }
 }

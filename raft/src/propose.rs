@@ -120,7 +120,6 @@ pub async fn propose(inner: &Inner, command: Command) -> Result<Applied, StoreEr
 
 async fn forward(inner: &Inner, command: Command, deadline: Instant) -> Result<Applied, StoreError> {
     let (answer, wait) = oneshot::channel();
-    let closed = || StoreError::unavailable("the store is closed");
     match tokio::time::timeout_at(deadline, inner.proposals.send(Proposal { command, deadline, answer })).await {
         Ok(Ok(())) => {}
         Ok(Err(_)) => return Err(closed()),
@@ -137,13 +136,29 @@ async fn pause(deadline: Instant) -> Result<(), StoreError> {
     Ok(())
 }
 
+fn closed() -> StoreError {
+    StoreError::unavailable("the store is closed")
+}
+
 /// The current leader's id; waits until there is one.
 pub async fn leader(inner: &Inner, deadline: Instant) -> Result<u64, StoreError> {
-    let mut leadership = inner.leadership.subscribe();
+    let (mut leadership, mut failures) = (inner.leadership.subscribe(), inner.shared.health.failures());
     let known = leadership.wait_for(|leadership| leadership.leader.is_some());
-    match tokio::time::timeout_at(deadline, known).await {
+    let known = async {
+        tokio::select! {
+            biased;
+            Ok(failure) = failures.wait_for(Option::is_some) => Err(failure.clone()),
+            known = known => Ok(known),
+        }
+    };
+    let known = match tokio::time::timeout_at(deadline, known).await {
+        Ok(Err(failure)) => return Err(failure.as_ref().map_or_else(closed, StoreError::stopped)),
+        Ok(Ok(known)) => Ok(known),
+        Err(late) => Err(late),
+    };
+    match known {
         Ok(Ok(leadership)) => Ok(leadership.leader.unwrap_or(inner.peers.self_id)),
-        Ok(Err(_)) => Err(StoreError::unavailable("the store is closed")),
+        Ok(Err(_)) => Err(closed()),
         Err(_) => Err(StoreError::unavailable("there is no leader")),
     }
 }

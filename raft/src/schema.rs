@@ -12,7 +12,9 @@ use std::path::Path;
 
 use fluvial_model::catalog::{Cell, ColumnType, TABLES, project};
 use rusqlite::types::ToSqlOutput;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, ToSql, params};
+use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
+
+use crate::database;
 
 /// The format of the tables below.
 const FORMAT: i64 = 1;
@@ -22,9 +24,7 @@ const BUSY: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Opens the catalog for writing, creates what is missing and rebuilds the projection if it is outdated.
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
-    let mut db = Connection::open(path)?;
-    db.busy_timeout(BUSY)?;
-    db.pragma_update(None, "journal_mode", "WAL")?;
+    let mut db = database::open(path, BUSY)?;
     // The log is the truth: what a power cut takes from here is applied again.
     db.pragma_update(None, "synchronous", "NORMAL")?;
     db.pragma_update(None, "wal_autocheckpoint", 4000)?;
@@ -74,8 +74,7 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Opens the catalog for reading only.
 pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    db.busy_timeout(BUSY)?;
+    let db = database::open_reader(path, BUSY)?;
     db.pragma_update(None, "query_only", true)?;
     db.set_prepared_statement_cache_capacity(32);
     Ok(db)

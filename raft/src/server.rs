@@ -103,6 +103,10 @@ impl PeerServer {
             .map_err(malformed)?;
         let meta = SnapshotMeta { last_log_id: header.last_log_id.map(log_id_in), last_membership: membership };
         let vote = vote_in(header.vote, "PeerSnapshotHeader").map_err(malformed)?;
+        // It is received, kept and installed: three files at a time.
+        if !self.inner.snapshots.has_room(header.bytes.saturating_mul(3)) {
+            return Err(Status::resource_exhausted("this node's disk has no room for the snapshot"));
+        }
         let mut file = self.inner.snapshots.incoming().map_err(disk)?;
         let (mut bytes, mut crc32c) = (0_u64, 0);
         while let Some(part) = next_part(&mut parts).await? {

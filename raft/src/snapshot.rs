@@ -16,6 +16,8 @@ use openraft::storage::RaftSnapshotBuilder;
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 
+use crate::database;
+use crate::health::Health;
 use crate::machine::Position;
 use crate::marker::sync_dir;
 use crate::schema::{open_reader, read_state};
@@ -24,6 +26,11 @@ use crate::types::{LogId, Snapshot, SnapshotMeta, TypeConfig};
 /// Bytes of catalog per log entry that must have passed since the last snapshot: copying a large catalog then costs no
 /// more per entry than writing the entry did.
 const BYTES_PER_ENTRY: u64 = 2048;
+/// What must stay free on the disk beside a snapshot, for the log and the catalog: twice what the larger one of
+/// their write-ahead logs grows to.
+const SPARE_BYTES: u64 = 32 << 20;
+/// Nobody else has a new snapshot open.
+const BUSY: std::time::Duration = std::time::Duration::from_secs(1);
 /// How much is copied at a time.
 const CHUNK: usize = 256 << 10;
 
@@ -63,6 +70,12 @@ fn copy(from: &mut impl io::Read, mut to: Option<&mut File>) -> io::Result<(u64,
     }
 }
 
+/// What can be written on the disk of `dir`, if it says so.
+pub fn free_bytes(dir: &Path) -> Option<u64> {
+    let found = nix::sys::statvfs::statvfs(dir).ok()?;
+    Some(found.blocks_available().saturating_mul(found.fragment_size()))
+}
+
 /// A kept snapshot: its name says what it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Kept {
@@ -88,6 +101,8 @@ pub struct Snapshots {
     current: Mutex<Option<Kept>>,
     /// Someone asked for a snapshot now.
     forced: AtomicBool,
+    /// It was said that there is no room.
+    told: AtomicBool,
 }
 
 impl Snapshots {
@@ -108,7 +123,13 @@ impl Snapshots {
         for (_, path) in kept {
             std::fs::remove_file(path)?;
         }
-        Ok(Self { dir: dir.to_owned(), after, current: Mutex::new(current), forced: AtomicBool::new(false) })
+        Ok(Self {
+            dir: dir.to_owned(),
+            after,
+            current: Mutex::new(current),
+            forced: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+        })
     }
 
     pub fn dir(&self) -> &Path {
@@ -127,6 +148,20 @@ impl Snapshots {
         }
         let last = self.lock().as_ref().map_or(0, |kept| kept.entries);
         entries.saturating_sub(last) >= self.after.max(bytes / BYTES_PER_ENTRY)
+    }
+
+    /// Whether the disk has room for `bytes` more, and for what is written meanwhile. Without it the log is not cut, and
+    /// goes on.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let Some(free) = free_bytes(&self.dir) else { return true };
+        let enough = free >= bytes.saturating_add(SPARE_BYTES);
+        if !enough && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(dir = %self.dir.display(), free, bytes, "there is no room for a snapshot: the log grows until there is");
+        }
+        if enough {
+            self.told.store(false, Ordering::Relaxed);
+        }
+        enough
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Kept>> {
@@ -189,18 +224,19 @@ pub struct SnapshotBuilder {
     /// A connection inside of a read transaction; Raft calls from one task at a time.
     source: Mutex<Option<rusqlite::Result<Connection>>>,
     snapshots: Arc<Snapshots>,
+    health: Arc<Health>,
 }
 
 impl SnapshotBuilder {
     /// Pins the state of the catalog at `path`.
-    pub fn new(path: &Path, snapshots: Arc<Snapshots>) -> Self {
+    pub fn new(path: &Path, snapshots: Arc<Snapshots>, health: Arc<Health>) -> Self {
         let source = (|| {
             let db = open_reader(path)?;
             db.execute_batch("BEGIN")?;
             read_state(&db)?;
             Ok(db)
         })();
-        Self { source: Mutex::new(Some(source)), snapshots }
+        Self { source: Mutex::new(Some(source)), snapshots, health }
     }
 }
 
@@ -208,7 +244,7 @@ fn build(source: &Connection, snapshots: &Snapshots) -> io::Result<Snapshot> {
     let meta = meta_of(source)?;
     let mut file = snapshots.incoming()?;
     {
-        let mut copy = Connection::open(file.path()).map_err(io::Error::other)?;
+        let mut copy = database::open(file.path(), BUSY).map_err(io::Error::other)?;
         copy.pragma_update(None, "synchronous", "OFF").map_err(io::Error::other)?;
         let step = Backup::new(source, &mut copy).and_then(|backup| backup.step(-1)).map_err(io::Error::other)?;
         if step != StepResult::Done {
@@ -233,9 +269,10 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let source =
             source.ok_or_else(|| io::Error::other("the snapshot was already built"))?.map_err(io::Error::other)?;
         let snapshots = Arc::clone(&self.snapshots);
-        match tokio::task::spawn_blocking(move || build(&source, &snapshots)).await {
+        let built = match tokio::task::spawn_blocking(move || build(&source, &snapshots)).await {
             Ok(result) => result,
             Err(error) => Err(io::Error::other(error)),
-        }
+        };
+        built.inspect_err(|error| self.health.fail_with("a snapshot cannot be made", error))
     }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fluvial_model::store::{Event, KeyValue, Revision, Txn, TxnOutcome};
 
+use crate::health::Failure;
+
 /// Longest key, in bytes: a kind, a namespace and a name of 253 each leave room.
 pub const MAX_KEY_BYTES: usize = 1024;
 /// Most writes and, separately, most compares in one transaction.
@@ -107,6 +109,11 @@ impl StoreError {
         Self::Unavailable { reason: reason.into(), retry_after: RETRY_AFTER }
     }
 
+    /// This node has stopped.
+    pub(crate) fn stopped(failure: &Failure) -> Self {
+        Self::unavailable(format!("this hub has stopped: {failure}"))
+    }
+
     pub(crate) fn storage(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Storage(error.into())
     }
@@ -165,6 +172,10 @@ pub trait Store: Send + Sync + 'static {
     fn revision(&self) -> Revision;
     /// Who leads, as this node knows it.
     fn leadership(&self) -> tokio::sync::watch::Receiver<Leadership>;
+    /// Why this node has stopped, if it has: then it answers nothing any more.
+    fn failure(&self) -> Option<Failure> {
+        None
+    }
 }
 
 /// Whether a transaction is within the limits and means something.

@@ -17,6 +17,7 @@ use fluvial_model::store::{Event, Revision};
 use rusqlite::Connection;
 use tokio::sync::watch;
 
+use crate::health::{Failure, Health};
 use crate::store::{StoreError, WatchSource};
 use crate::{query, schema};
 
@@ -72,17 +73,19 @@ pub struct Shared {
     ring: RwLock<Ring>,
     readers: Mutex<Readers>,
     generation: AtomicU64,
+    pub health: Arc<Health>,
 }
 
 impl Shared {
     /// The catalog at `path`, applied up to `revision` and `applied`.
-    pub fn new(path: &Path, generation: u64, revision: Revision, applied: u64) -> Self {
+    pub fn new(path: &Path, generation: u64, revision: Revision, applied: u64, health: Arc<Health>) -> Self {
         Self {
             revision: watch::Sender::new(revision),
             applied: watch::Sender::new(applied),
             ring: RwLock::new(Ring { floor: revision, ..Ring::default() }),
             readers: Mutex::new(Readers { path: path.to_owned(), generation, idle: Vec::new() }),
             generation: AtomicU64::new(generation),
+            health,
         }
     }
 
@@ -192,6 +195,7 @@ pub struct LocalWatch {
     prefix: String,
     at: Revision,
     revisions: watch::Receiver<Revision>,
+    failures: watch::Receiver<Option<Failure>>,
 }
 
 impl LocalWatch {
@@ -201,8 +205,8 @@ impl LocalWatch {
         if after < oldest {
             return Err(StoreError::Compacted { oldest });
         }
-        let (shared, revisions) = (Arc::clone(shared), shared.revisions());
-        Ok(Self { shared, prefix: prefix.to_owned(), at: after, revisions })
+        let (revisions, failures) = (shared.revisions(), shared.health.failures());
+        Ok(Self { shared: Arc::clone(shared), prefix: prefix.to_owned(), at: after, revisions, failures })
     }
 }
 
@@ -230,8 +234,14 @@ impl WatchSource for LocalWatch {
                     continue;
                 }
             }
-            if self.revisions.changed().await.is_err() {
-                return Err(StoreError::unavailable("the store is closed"));
+            let closed = || StoreError::unavailable("the store is closed");
+            tokio::select! {
+                changed = self.revisions.changed() => changed.map_err(|_| closed())?,
+                // Whoever watches must go to another node: nothing will happen here any more.
+                failed = self.failures.wait_for(Option::is_some) => {
+                    let failed = failed.map_err(|_| closed())?;
+                    return Err(failed.as_ref().map_or_else(closed, StoreError::stopped));
+                }
             }
         }
     }

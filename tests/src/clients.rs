@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const REST: Duration = Duration::from_millis(100);
 /// Between an answer and the next call of a client.
 const PAUSE: Duration = Duration::from_millis(5);
+/// Between two acknowledged writes of any client, this much is more than chance: nine of them write all the time.
+const OUTAGE: Duration = Duration::from_millis(300);
 /// The smallest bandwidth that a Link takes: values count from there.
 const LEAST: u64 = 64 << 10;
 
@@ -61,12 +63,16 @@ pub struct Clients {
 /// What came of a run.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Operations that were answered.
-    pub answered: usize,
+    /// Writes, and swaps that were done, that were acknowledged.
+    pub writes: usize,
+    /// Reads that were answered.
+    pub reads: usize,
     /// Operations of which it is not known whether they happened.
     pub unknown: usize,
     /// Changes that watchers were told of.
     pub told: usize,
+    /// How long nothing was acknowledged, each time that it was longer than [`OUTAGE`].
+    pub outages: Vec<Duration>,
 }
 
 fn register(object: &Value) -> Result<(u64, u64)> {
@@ -139,10 +145,11 @@ impl Clients {
             let told = timeout(DEADLINE, self.watchers.join_all()).await;
             (histories, told.expect("every watcher is told of the latest change"))
         });
-        let mut outcome = Outcome { answered: 0, unknown: 0, told: 0 };
+        let mut outcome = Outcome { writes: 0, reads: 0, unknown: 0, told: 0, outages: outages(&histories) };
         for (number, history) in histories.iter().enumerate() {
             let (name, value) = (&self.shared.registers[number], self.initial[number]);
-            outcome.answered += history.iter().filter(|one| one.answered.is_some()).count();
+            outcome.writes += history.iter().filter(|one| one.wrote().is_some()).count();
+            outcome.reads += history.iter().filter(|one| matches!(one.kind, Kind::Read { .. })).count();
             outcome.unknown += history.iter().filter(|one| one.answered.is_none()).count();
             if let Err(wrong) = revisions::check(history) {
                 panic!("{name}: {wrong}");
@@ -166,6 +173,14 @@ impl Clients {
         }
         outcome
     }
+}
+
+/// The pauses between acknowledged writes that were outages.
+fn outages(histories: &[Vec<Operation>]) -> Vec<Duration> {
+    let written = histories.iter().flatten().filter(|one| one.wrote().is_some());
+    let mut moments: Vec<Duration> = written.filter_map(|one| one.answered).collect();
+    moments.sort_unstable();
+    moments.windows(2).map(|pair| pair[1] - pair[0]).filter(|pause| *pause > OUTAGE).collect()
 }
 
 async fn make(shared: &Shared, address: &str) -> Result<Vec<(u64, u64)>> {

@@ -50,10 +50,42 @@ impl Disk {
         run(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.directory]));
     }
 
+    /// Leaves so many MiB of room, by one large file.
+    #[track_caller]
+    pub fn leave(&self, mib: u64) {
+        let ballast = File::create(self.ballast()).expect("a file can be made");
+        let size =
+            nix::libc::off_t::try_from(self.free_mib().saturating_sub(mib) << 20).expect("a disk is not that large");
+        let none = nix::fcntl::FallocateFlags::empty();
+        nix::fcntl::fallocate(&ballast, none, 0, size).expect("there is as much room as the disk says");
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.directory.join("ballast")
+    }
+
+    /// Takes the large file away.
+    #[track_caller]
+    pub fn make_room(&self) {
+        std::fs::remove_file(self.ballast()).expect("the large file is there");
+    }
+
+    /// Lets every write and sync wait until [`Disk::thaw`].
+    #[track_caller]
+    pub fn freeze(&self) {
+        run(Command::new("fsfreeze").arg("-f").arg(&self.directory));
+    }
+
+    /// Lets writes go on.
+    #[track_caller]
+    pub fn thaw(&self) {
+        run(Command::new("fsfreeze").arg("-u").arg(&self.directory));
+    }
+
     /// Leaves no room, by one large file.
     #[track_caller]
     pub fn fill(&self) {
-        let mut ballast = File::create(self.directory.join("ballast")).expect("a file can be made");
+        let mut ballast = File::create(self.ballast()).expect("a file can be made");
         for size in [1 << 20, 4096] {
             let piece = vec![1; size];
             while ballast.write_all(&piece).is_ok() {}
@@ -143,6 +175,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        // A test that failed may have left it frozen: nothing that writes to it could end.
+        let _ = Command::new("fsfreeze").arg("-u").arg(&self.directory).stderr(std::process::Stdio::null()).status();
         let _ = Command::new("umount").arg("-l").arg(&self.directory).status();
     }
 }

@@ -399,6 +399,27 @@ impl Federation {
         self.hubs.remove(&number).expect("it runs").kill();
     }
 
+    /// The numbers of the hubs that were started and not killed.
+    pub fn running(&self) -> Vec<usize> {
+        self.hubs.keys().copied().collect()
+    }
+
+    /// How a hub ended by itself, if it did.
+    pub fn hub_ended(&mut self, number: usize) -> Option<ExitStatus> {
+        self.hubs.get_mut(&number)?.child.try_wait().expect("a child can be waited for")
+    }
+
+    /// Waits until a hub ends by itself, and lets it be started again.
+    #[track_caller]
+    pub fn hub_ends(&mut self, number: usize) -> ExitStatus {
+        let status = wait_for(DEADLINE, "the hub to end by itself", || {
+            let said = self.last_said(&format!("hub-{number}"));
+            self.hub_ended(number).ok_or(said)
+        });
+        self.hubs.remove(&number);
+        status
+    }
+
     /// The process of a hub.
     pub fn hub_process(&self, number: usize) -> u32 {
         self.hubs[&number].id()

@@ -40,7 +40,7 @@ pub struct Operation {
 
 impl Operation {
     /// The value that it gave the register, if it is known to have done so.
-    fn wrote(&self) -> Option<u64> {
+    pub fn wrote(&self) -> Option<u64> {
         match (self.kind, self.answered) {
             (Kind::Write { value } | Kind::Swap { value, done: Some(true), .. }, Some(_)) => Some(value),
             _ => None,

@@ -11,6 +11,7 @@ pub mod bed;
 pub mod clients;
 pub mod connection;
 pub mod disk;
+pub mod faults;
 pub mod federation;
 pub mod hdfs;
 pub mod history;

@@ -24,6 +24,13 @@ fn run<I: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = I>) {
     said(output).unwrap_or_else(|error| panic!("{program} failed: {error}"));
 }
 
+/// The number that follows the first `word` of `text`; 0 without one.
+fn number_after(text: &str, word: &str) -> u64 {
+    let digits =
+        text.split_once(word).map_or("", |(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or(""));
+    digits.parse().unwrap_or(0)
+}
+
 #[track_caller]
 fn ip(line: &str) {
     run("ip", line.split_whitespace());
@@ -50,7 +57,7 @@ impl Network {
             ip(&format!("-n {space} link set lo up"));
             let table = "add table inet faults; add set inet faults deaf { type ipv4_addr; }; \
                          add chain inet faults in { type filter hook input priority 0; }; \
-                         add rule inet faults in ip saddr @deaf drop; add chain inet faults lossy; \
+                         add rule inet faults in ip saddr @deaf counter drop; add chain inet faults lossy; \
                          add rule inet faults in jump lossy";
             network.inside(machine, "nft", &[table]);
         }
@@ -72,9 +79,14 @@ impl Network {
 
     #[track_caller]
     fn inside(&self, machine: usize, program: &str, arguments: &[&str]) {
+        self.asked(machine, program, arguments);
+    }
+
+    #[track_caller]
+    fn asked(&self, machine: usize, program: &str, arguments: &[&str]) -> String {
         let output = self.command(machine, program).args(arguments).output();
         said(output.unwrap_or_else(|error| panic!("nsenter: {error}")))
-            .unwrap_or_else(|error| panic!("{program} failed: {error}"));
+            .unwrap_or_else(|error| panic!("{program} failed: {error}"))
     }
 
     /// A command that runs `program` on a machine. Not by `ip netns exec`, which gives it a view of its own of what is
@@ -105,7 +117,7 @@ impl Network {
     pub fn lose(&self, percent: u32) {
         for machine in 1..=self.machines {
             let rule = format!(
-                "add rule inet faults lossy ip saddr != {} numgen random mod 100 < {percent} drop",
+                "add rule inet faults lossy ip saddr != {} numgen random mod 100 < {percent} counter drop",
                 self.address(0)
             );
             self.inside(machine, "nft", &[&rule]);
@@ -119,6 +131,19 @@ impl Network {
         let shape =
             ["qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", "16kb", "latency", "500ms"];
         self.inside(machine, "tc", &shape);
+    }
+
+    /// Packets that were dropped so far because a direction was cut.
+    #[track_caller]
+    pub fn dropped(&self) -> u64 {
+        let listed = |machine| self.asked(machine, "nft", &["list chain inet faults in"]);
+        (1..=self.machines).map(|machine| number_after(&listed(machine), "packets ")).sum()
+    }
+
+    /// Packets of `machine` that waited since [`Network::slow`].
+    #[track_caller]
+    pub fn overlimits(&self, machine: usize) -> u64 {
+        number_after(&self.asked(machine, "tc", &["-s", "qdisc", "show", "dev", "eth0"]), "overlimits ")
     }
 
     /// All is as it was at first.

@@ -6,127 +6,45 @@
 
 use std::time::{Duration, Instant};
 
-use fluvial_tests::clients::Clients;
-use fluvial_tests::federation::{DEADLINE, Federation};
+use fluvial_tests::faults::{another_leads, answers, follows, more, next_write, other_than, under};
+use fluvial_tests::federation::Federation;
 use fluvial_tests::random::{Random, number, seed};
-use fluvial_tests::wait::wait_for;
-use serde_json::Value;
-
-const CLIENTS: usize = 9;
-const REGISTERS: usize = 3;
-/// Writes that show that a federation works.
-const SOME: u64 = 60;
-
-/// Waits for so many more acknowledged writes.
-#[track_caller]
-fn more(federation: &Federation, clients: &Clients, what: &str) {
-    let (since, aim) = (Instant::now(), clients.acknowledged() + SOME);
-    wait_for(DEADLINE, what, || {
-        let now = clients.acknowledged();
-        if now >= aim { Ok(()) } else { Err((now, (1..=3).map(|hub| last_said(federation, hub)).collect::<Vec<_>>())) }
-    });
-    eprintln!("{what}: after {:?}", since.elapsed());
-}
-
-/// The end of a hub's log.
-fn last_said(federation: &Federation, hub: usize) -> Vec<String> {
-    federation.log(&format!("hub-{hub}")).lines().rev().take(4).map(str::to_owned).collect()
-}
-
-/// Lets clients work before, during and after `fault`, and judges what they saw; then all hubs must have the same.
-#[track_caller]
-fn under(federation: &mut Federation, fault: impl FnOnce(&mut Federation, &Clients)) {
-    let clients = Clients::start(federation, CLIENTS, REGISTERS);
-    more(federation, &clients, "writes before the fault");
-    fault(federation, &clients);
-    more(federation, &clients, "writes after the fault");
-    let outcome = clients.judge();
-    eprintln!("{outcome:?}");
-    assert!(outcome.told > 0, "watchers were told nothing");
-    wait_for(DEADLINE, "the hubs to agree", || {
-        let all: Vec<Result<String, String>> =
-            (1..=federation.urls.len()).map(|hub| registers(federation, hub)).collect();
-        if all.windows(2).all(|pair| pair[0].is_ok() && pair[0] == pair[1]) { Ok(()) } else { Err(all) }
-    });
-}
-
-/// The registers as one hub has them.
-fn registers(federation: &Federation, hub: usize) -> Result<String, String> {
-    let list = federation.on(hub, &["get", "links", "-o", "json"])?;
-    let list: Value = serde_json::from_str(&list).map_err(|error| error.to_string())?;
-    let items = list["items"].as_array().into_iter().flatten();
-    Ok(items.map(|item| format!("{} {}\n", item["metadata"], item["spec"])).collect())
-}
-
-/// Whether a hub answers a linearizable read within two seconds.
-fn answers(federation: &Federation, hub: usize) -> bool {
-    federation.on(hub, &["--request-timeout=2s", "get", "namespace", "default"]).is_ok()
-}
-
-/// The number of another hub than `old` that leads, as `witness` says.
-#[track_caller]
-fn another_leads(federation: &Federation, witness: usize, old: usize) -> usize {
-    wait_for(DEADLINE, "another leader", || {
-        let leader = federation.leader_seen_by(witness)?;
-        if leader == old { Err(format!("{old} leads")) } else { Ok(leader) }
-    })
-}
-
-/// Waits until a hub is one of the others again.
-#[track_caller]
-fn follows(federation: &Federation, hub: usize) {
-    wait_for(DEADLINE, "it to follow", || if answers(federation, hub) { Ok(()) } else { Err(()) });
-}
-
-fn other_than(hub: usize) -> usize {
-    hub % 3 + 1
-}
 
 #[test]
 fn leaders_that_are_killed_lose_nothing() {
     let kills = number("FLUVIAL_KILLS").unwrap_or(4);
     let mut federation = Federation::start_apart(3);
-    let mut outages = Vec::new();
-    under(&mut federation, |federation, clients| {
+    under(&mut federation, None, |federation, clients| {
         for _ in 0..kills {
             let leader = federation.leader();
             federation.kill_hub(leader);
-            let since = Instant::now();
             another_leads(federation, other_than(leader), leader);
-            let before = clients.acknowledged();
-            wait_for(DEADLINE, "a write without it", || {
-                if clients.acknowledged() > before { Ok(()) } else { Err(before) }
-            });
-            outages.push(since.elapsed());
+            next_write(clients);
             federation.run_hub(leader);
-            wait_for(
-                DEADLINE,
-                "the killed hub to answer",
-                || if answers(federation, leader) { Ok(()) } else { Err(()) },
-            );
+            follows(federation, leader);
         }
+        format!("{kills} leaders were killed, and another one led each time")
     });
-    outages.sort();
-    eprintln!("until a write went through: {outages:?}");
 }
 
 #[test]
 fn all_hubs_killed_at_once_lose_nothing() {
     let mut federation = Federation::start_apart(3);
-    under(&mut federation, |federation, clients| {
+    under(&mut federation, None, |federation, clients| {
         for _ in 0..3 {
             (1..=3).for_each(|hub| federation.kill_hub(hub));
             assert!(!answers(federation, 1), "nobody is there");
             (1..=3).for_each(|hub| federation.run_hub(hub));
             more(federation, clients, "writes after all were killed");
         }
+        "three times nobody answered".into()
     });
 }
 
 #[test]
 fn a_leader_that_is_cut_off_acknowledges_nothing_and_reads_nothing() {
     let mut federation = Federation::start_apart(3);
-    under(&mut federation, |federation, clients| {
+    under(&mut federation, None, |federation, clients| {
         let old = federation.leader();
         federation.network.as_ref().unwrap().isolate(old);
         let new = another_leads(federation, other_than(old), old);
@@ -135,13 +53,14 @@ fn a_leader_that_is_cut_off_acknowledges_nothing_and_reads_nothing() {
         assert!(answers(federation, new));
         federation.network.as_ref().unwrap().heal();
         follows(federation, old);
+        "another one led, and the old leader did not answer".into()
     });
 }
 
 #[test]
 fn a_direction_that_is_cut_loses_nothing() {
     let mut federation = Federation::start_apart(3);
-    under(&mut federation, |federation, clients| {
+    under(&mut federation, None, |federation, clients| {
         // What the leader says arrives nowhere; it hears the others.
         let old = federation.leader();
         let network = federation.network.as_ref().unwrap();
@@ -160,6 +79,7 @@ fn a_direction_that_is_cut_loses_nothing() {
         more(federation, clients, "writes without the one that hears nobody");
         federation.network.as_ref().unwrap().heal();
         follows(federation, old);
+        "another one led after each cut".into()
     });
 }
 
@@ -169,7 +89,7 @@ fn a_network_that_flaps_and_loses_packets_loses_nothing() {
     println!("seed {seed}: FLUVIAL_SEED={seed} cargo nextest run --test hub_faults flaps");
     let mut random = Random::new(seed);
     let mut federation = Federation::start_apart(3);
-    under(&mut federation, |federation, clients| {
+    under(&mut federation, Some(seed), |federation, clients| {
         let network = federation.network.as_ref().unwrap();
         let mut quiet = 0;
         for _ in 0..12 {
@@ -186,15 +106,17 @@ fn a_network_that_flaps_and_loses_packets_loses_nothing() {
             std::thread::sleep(Duration::from_millis(200 + random.below(1800)));
             quiet += u32::from(clients.acknowledged() == before);
         }
-        eprintln!("nothing was acknowledged in {quiet} of 12 phases");
         network.heal();
+        let cut = network.dropped();
+        assert!(cut > 0, "no packet was dropped");
+        format!("{cut} packets were dropped; nothing was acknowledged in {quiet} of 12 phases")
     });
 }
 
 #[test]
 fn a_leader_that_sleeps_wakes_up_as_a_follower_that_knows_nothing_old() {
     let mut federation = Federation::start_apart(3);
-    under(&mut federation, |federation, clients| {
+    under(&mut federation, None, |federation, clients| {
         for _ in 0..2 {
             let old = federation.leader();
             signal(federation, old, "-STOP");
@@ -204,6 +126,7 @@ fn a_leader_that_sleeps_wakes_up_as_a_follower_that_knows_nothing_old() {
             signal(federation, old, "-CONT");
             follows(federation, old);
         }
+        "another one led while the leader slept, twice".into()
     });
 }
 
@@ -215,7 +138,7 @@ fn signal(federation: &Federation, hub: usize, signal: &str) {
 #[test]
 fn a_follower_on_a_slow_line_holds_up_nobody() {
     let mut federation = Federation::start_apart(3);
-    under(&mut federation, |federation, clients| {
+    under(&mut federation, None, |federation, clients| {
         let leader = federation.leader();
         let slow = other_than(leader);
         federation.network.as_ref().unwrap().slow(slow, 64);
@@ -223,8 +146,10 @@ fn a_follower_on_a_slow_line_holds_up_nobody() {
         more(federation, clients, "writes beside the slow one");
         more(federation, clients, "more of them");
         let rate = (clients.acknowledged() - before) as f64 / since.elapsed().as_secs_f64();
-        eprintln!("{rate:.0} writes/s with one slow follower");
+        let late = federation.network.as_ref().unwrap().overlimits(slow);
+        assert!(late > 0, "nothing waited for the line");
         federation.network.as_ref().unwrap().heal();
+        format!("{late} packets waited for the line; {rate:.0} writes/s meanwhile")
     });
 }
 
@@ -234,8 +159,9 @@ fn power_cut_everywhere_loses_nothing_that_was_acknowledged() {
     println!("seed {seed}: FLUVIAL_SEED={seed} cargo nextest run --test hub_faults power_cut");
     let mut random = Random::new(seed);
     let mut federation = Federation::start_on_disks(3);
-    under(&mut federation, |federation, clients| {
-        for _ in 0..number("FLUVIAL_KILLS").unwrap_or(4) {
+    let cuts = number("FLUVIAL_KILLS").unwrap_or(4);
+    under(&mut federation, Some(seed), |federation, clients| {
+        for _ in 0..cuts {
             std::thread::sleep(Duration::from_millis(random.below(600)));
             let hubs: Vec<usize> = match random.below(3) {
                 0 => vec![usize::try_from(random.below(3)).unwrap() + 1],
@@ -248,5 +174,6 @@ fn power_cut_everywhere_loses_nothing_that_was_acknowledged() {
             hubs.iter().for_each(|hub| federation.run_hub(*hub));
             more(federation, clients, "writes after the power came back");
         }
+        format!("{cuts} times the power went, and the file system came back from its log")
     });
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use fluvial_certs::TrustDomain;
-use fluvial_hub::run::{self, Hub, HubConfig, InitOptions, JoinOptions};
+use fluvial_hub::run::{self, HubConfig, InitOptions, JoinOptions, RunningHub};
 use http::Method;
 use kube::Client;
 use secrecy::SecretString;
@@ -166,10 +166,7 @@ fn certificate_lifetime(text: &str) -> Result<Duration, String> {
 }
 
 async fn serve(data_dir: PathBuf, certificate_lifetime: Duration) -> Result<()> {
-    let stop = until_told_to_stop()?;
-    let hub = Hub::start(HubConfig { certificate_lifetime, ..HubConfig::new(data_dir) }).await?;
-    eprintln!("hub {} listens on {}", hub.record().node_id, hub.address());
-    stop.await;
-    hub.shutdown().await;
-    Ok(())
+    let config = || HubConfig { certificate_lifetime, ..HubConfig::new(&data_dir) };
+    let started = |hub: &RunningHub| eprintln!("hub {} listens on {}", hub.record().node_id, hub.address());
+    Ok(run::recovery::run(config, until_told_to_stop()?, started).await?)
 }

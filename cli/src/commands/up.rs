@@ -44,7 +44,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     });
     let mut out = std::io::stdout();
     writeln!(out, "{line}").and_then(|()| out.flush()).context("printing the address")?;
-    stop.await;
+    let failure = tokio::select! {
+        () = stop => None,
+        failure = federation.failed() => Some(failure),
+    };
     federation.shutdown().await;
-    Ok(())
+    failure.map_or(Ok(()), |failure| Err(failure).context("a hub had to stop"))
 }

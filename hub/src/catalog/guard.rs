@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use fluvial_model::catalog::TABLES;
+use fluvial_raft::database::DATABASE_VFS;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
@@ -190,7 +191,7 @@ impl Guarded {
 
     fn prepare_connection(path: &Path, limits: &Limits, tables: Option<&[Shown]>) -> rusqlite::Result<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut connection = Connection::open_with_flags(path, flags)?;
+        let mut connection = Connection::open_with_flags_and_vfs(path, flags, DATABASE_VFS)?;
         connection.busy_timeout(BUSY)?;
         // Sorting and intermediate tables go to files: memory stays bounded, and the deadline bounds the files.
         connection.pragma_update(None, "temp_store", "FILE")?;

@@ -17,9 +17,9 @@ struct Builder;
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Builder {
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let log = LogStore::open(&dir.path().join("log.db")).unwrap();
+        let log = LogStore::open(&dir.path().join("log.db"), Arc::default()).unwrap();
         let snapshots = Arc::new(Snapshots::open(dir.path(), 1000).unwrap());
-        let (machine, _) = StateMachine::open(dir.path(), snapshots).unwrap();
+        let (machine, _) = StateMachine::open(dir.path(), snapshots, Arc::default()).unwrap();
         Ok((dir, log, machine))
     }
 }
