@@ -19,6 +19,8 @@ use crate::identity::{Identity, Verified};
 pub enum Revoked {
     #[error("certificate {serial} of {identity} was revoked")]
     Serial { serial: String, identity: String },
+    #[error("hub {id} belongs to hubs that were replaced by a restore: remove its data directory, and join again")]
+    Replaced { id: u64 },
     #[error("certificate of {identity} issued at {issued_at} was revoked with all issued up to {until}; join again")]
     Identity { identity: String, issued_at: Timestamp, until: Timestamp },
 }
@@ -30,6 +32,8 @@ pub struct Denied {
     pub serials: BTreeSet<String>,
     /// For an [`Identity::path`]: every certificate issued at or before this time.
     pub identities: BTreeMap<String, Timestamp>,
+    /// Hubs with a smaller number, whatever they were issued and when: they can issue for themselves.
+    pub hubs_below: u64,
 }
 
 impl Denied {
@@ -46,6 +50,11 @@ impl Denied {
     pub fn check(&self, leaf: &Verified) -> Result<(), Revoked> {
         if self.serials.contains(&leaf.serial) {
             return Err(Revoked::Serial { serial: leaf.serial.clone(), identity: leaf.identity.path() });
+        }
+        if let Identity::Hub { id } = leaf.identity
+            && id < self.hubs_below
+        {
+            return Err(Revoked::Replaced { id });
         }
         // Whoever denies a cluster denies its nodes.
         let whole = match &leaf.identity {
@@ -142,6 +151,15 @@ mod tests {
         list.deny_identity(&Identity::Cluster { name: "a".into() }, at(100));
         let user = testing::verified(&Identity::User { name: "a".into(), groups: vec![] }, at(0));
         assert_eq!(list.check(&user), Ok(()));
+    }
+
+    #[test]
+    fn hubs_that_a_restore_replaced_are_denied_whenever_their_certificates_were_issued() {
+        let list = DenyList::new(Denied { hubs_below: 100, ..Denied::default() });
+        let hub = |id, issued| testing::verified(&Identity::Hub { id }, at(issued));
+        assert_eq!(list.check(&hub(99, 1_000_000)), Err(Revoked::Replaced { id: 99 }));
+        assert_eq!(list.check(&hub(100, 0)), Ok(()));
+        assert_eq!(list.check(&leaf("a", 0)), Ok(()));
     }
 
     #[test]

@@ -94,7 +94,15 @@ impl Blocks {
     /// # Errors
     /// If its content is not what its name says, it is too large, or the disk fails.
     pub async fn put(&self, hash: BlockHash, data: Bytes) -> Result<bool, BlockError> {
-        self.blocking(hash, move |blocks| blocks.put_now(hash, &data)).await
+        self.blocking(hash, move |blocks| blocks.put_now(hash, &data, true)).await
+    }
+
+    /// Keeps a block of a hub that is being made; it is on disk when the file system is synced. Blocks.
+    ///
+    /// # Errors
+    /// As for [`Self::put`].
+    pub(crate) fn put_unsynced(&self, hash: BlockHash, data: &[u8]) -> Result<(), BlockError> {
+        self.inner.put_now(hash, data, false).map(|_| ())
     }
 
     /// A block that is kept here.
@@ -163,7 +171,7 @@ impl Inner {
         self.directory.join(first).join(rest)
     }
 
-    fn put_now(&self, hash: BlockHash, data: &[u8]) -> Result<bool, BlockError> {
+    fn put_now(&self, hash: BlockHash, data: &[u8], synced: bool) -> Result<bool, BlockError> {
         if data.len() > MAX_BLOCK_BYTES {
             return Err(BlockError::TooLarge { hash, size: data.len() });
         }
@@ -174,11 +182,11 @@ impl Inner {
         if path.exists() {
             return Ok(false);
         }
-        self.write(&path, data).map_err(|source| BlockError::Write { hash, source })?;
+        self.write(&path, data, synced).map_err(|source| BlockError::Write { hash, source })?;
         Ok(true)
     }
 
-    fn write(&self, path: &Path, data: &[u8]) -> io::Result<()> {
+    fn write(&self, path: &Path, data: &[u8], synced: bool) -> io::Result<()> {
         let directory = path.parent().unwrap_or(&self.directory);
         fs::create_dir_all(directory)?;
         // Named by chance, so that two writers of one block do not meet; left over only by a power cut.
@@ -186,9 +194,11 @@ impl Inner {
         let written = (|| {
             let mut file = fs::File::create_new(&temporary)?;
             file.write_all(data)?;
-            file.sync_data()?;
+            if synced {
+                file.sync_data()?;
+            }
             fs::rename(&temporary, path)?;
-            fs::File::open(directory)?.sync_all()
+            if synced { fs::File::open(directory)?.sync_all() } else { Ok(()) }
         })();
         if written.is_err() {
             let _ = fs::remove_file(&temporary);

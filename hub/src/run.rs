@@ -45,6 +45,9 @@ pub use home::{HomeError, HubRecord};
 pub use kubeconfig::admin_kubeconfig;
 pub use setup::{InitOptions, InitReport, init};
 
+pub(crate) use renewal::issue;
+pub(crate) use setup::advertised;
+
 use crate::api::ApiState;
 use crate::blocks::{BlockError, Blocks};
 use crate::clock::{SharedClock, SystemClock};
@@ -55,10 +58,12 @@ use crate::liveness::Liveness;
 use crate::objects::Objects;
 use crate::peers::{Dialler, Hub as HubMember, MAX_MESSAGE, Membership, Peers};
 use crate::planner::{self, PlannerContext};
+use crate::recovery;
 use crate::rights::Rights;
 use crate::server::{self, Guard, RunningServer, Services};
 use crate::sessions::hubs::{HubCalls, tell_beats};
 use crate::sessions::{Rates, Registry, SecretChanges, SessionContext, Sessions};
+use crate::snapshot::save::Saver;
 use crate::vault::Vault;
 use crate::views::{self, ViewsState};
 use home::Home;
@@ -201,6 +206,7 @@ impl Hub {
         let issuer = Issuer { authority: authority.clone(), objects: objects.clone(), clock: clock.clone(), lifetime };
         let denied = Arc::new(DenyList::default());
         let (revocations, denied_changed) = RevocationWatcher::new(shared.clone(), denied.clone());
+        let (now_recovering, recovering) = recovery::channel();
         let context = SessionContext {
             objects: objects.clone(),
             liveness: Arc::new(Liveness::default()),
@@ -212,7 +218,15 @@ impl Hub {
             issuer: issuer.clone(),
             denied: denied.clone(),
             denied_changed: denied_changed.clone(),
+            recovering,
         };
+        let saver = Saver::new(
+            objects.clone(),
+            blocks.clone(),
+            authority.clone(),
+            (data_key.clone(), record.cluster_id.clone()),
+            clock.clone(),
+        );
         let secrets = HubSecrets { ca_key: authority.key_pem(), data_key, cluster_id: record.cluster_id.clone() };
         let sessions = Sessions::new(context.clone());
         let grpc = Routes::new(peer_service(&store))
@@ -231,7 +245,14 @@ impl Hub {
             .prepare()
             .into_axum_router();
         let api = crate::api::router(api_state(&objects, &clock, &store));
-        let views = ViewsState::new(issuer, blocks, context.registry.clone(), peers.clone(), record.advertise.clone());
+        let views = ViewsState::new(
+            issuer,
+            blocks,
+            context.registry.clone(),
+            peers.clone(),
+            record.advertise.clone(),
+            Arc::new(saver),
+        );
         let (rest, notices) = hooks::router(objects.clone(), clock.clone(), views::router(views, api));
         let services = Services { grpc, rest };
         let guard = Guard { credentials: credentials.clone(), trust_domain, denied, denied_changed };
@@ -247,6 +268,7 @@ impl Hub {
         tasks.spawn(notices);
         tasks.spawn(context.secrets.clone().run(shared));
         tasks.spawn(context.rates.clone().run(objects.clone()));
+        tasks.spawn(recovery::follow(objects.clone(), clock.clone(), now_recovering));
         tasks.spawn(tell_beats(context.liveness.clone(), peers));
         tasks.spawn(members::keep(store.clone(), objects.clone(), dialler, clock.clone()));
         tasks.spawn(renewal::keep_fresh(home, authority, record.clone(), credentials, clock.clone(), lifetime));

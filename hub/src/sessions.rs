@@ -68,6 +68,8 @@ pub struct SessionContext {
     pub denied: Arc<DenyList>,
     /// Changes whenever `denied` does.
     pub denied_changed: watch::Receiver<u64>,
+    /// Whether this hub was restored and has not caught up: see [`crate::recovery`].
+    pub recovering: watch::Receiver<bool>,
 }
 
 /// The service that agents call.

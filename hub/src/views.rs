@@ -7,6 +7,8 @@
 //! | `DELETE /apis/fluvial.io/v1alpha1/hubs/ID` | the hub leaves the fleet ([`hubs`]) |
 //! | `POST /apis/fluvial.io/v1alpha1/users/NAME/credentials` | a certificate or a token ([`credentials`]) |
 //! | `DELETE /apis/fluvial.io/v1alpha1/users/NAME/credentials` | what the user has is good for nothing any more |
+//! | `POST /apis/fluvial.io/v1alpha1/hubs/snapshot` | a snapshot of the hub ([`snapshot`]) |
+//! | `GET`, `DELETE /apis/fluvial.io/v1alpha1/hubs/recovery` | the recovery after a restore, and its end ([`snapshot`]) |
 //! | `GET …/namespaces/NS/datasets/NAME/tree?path=&root=&limit=&after=` | a directory of a version ([`tree`]) |
 //! | `GET …/namespaces/NS/datasets/NAME/diff?from=&to=` | what differs between versions ([`tree`]) |
 //! | `GET …/namespaces/NS/datasets/NAME/file?path=&root=` | a file's bytes ([`file`]) |
@@ -20,6 +22,7 @@ mod credentials;
 mod file;
 mod hubs;
 mod rights;
+mod snapshot;
 mod tokens;
 mod tree;
 
@@ -41,6 +44,7 @@ use crate::enrol::Issuer;
 use crate::objects::Objects;
 use crate::peers::Peers;
 use crate::sessions::Registry;
+use crate::snapshot::save::Saver;
 
 /// Trees that are read at a time: each holds a thread of the blocking pool (512), and disks gain nothing from more.
 const MAX_TREES: usize = 16;
@@ -57,14 +61,22 @@ pub struct ViewsState {
     pub peers: Arc<Peers>,
     /// Where this hub is reached, `host:port`.
     pub advertise: String,
+    pub saver: Arc<Saver>,
     turns: Arc<Semaphore>,
 }
 
 impl ViewsState {
     #[must_use]
-    pub fn new(issuer: Issuer, blocks: Blocks, registry: Arc<Registry>, peers: Arc<Peers>, advertise: String) -> Self {
+    pub fn new(
+        issuer: Issuer,
+        blocks: Blocks,
+        registry: Arc<Registry>,
+        peers: Arc<Peers>,
+        advertise: String,
+        saver: Arc<Saver>,
+    ) -> Self {
         let objects = issuer.objects.clone();
-        Self { objects, issuer, blocks, registry, peers, advertise, turns: Arc::new(Semaphore::new(MAX_TREES)) }
+        Self { objects, issuer, blocks, registry, peers, advertise, saver, turns: Arc::new(Semaphore::new(MAX_TREES)) }
     }
 }
 
@@ -79,6 +91,8 @@ pub fn router(state: ViewsState, rest: Router) -> Router {
             "/apis/fluvial.io/v1alpha1/users/{name}/credentials",
             post(credentials::create).delete(credentials::revoke),
         )
+        .route("/apis/fluvial.io/v1alpha1/hubs/snapshot", post(snapshot::save))
+        .route("/apis/fluvial.io/v1alpha1/hubs/recovery", get(snapshot::recovery).delete(snapshot::settle))
         .route(&format!("{DATASET}/tree"), get(tree::list))
         .route(&format!("{DATASET}/diff"), get(tree::diff))
         .route(&format!("{DATASET}/file"), get(file::read))

@@ -27,6 +27,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+/// The name of a number in the ledger: see [`Ledger::newest_epoch`].
+const NEWEST_EPOCH: &str = "newest-epoch";
+
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -207,6 +210,28 @@ impl Ledger {
     pub fn position(&self) -> Result<Position, Error> {
         self.with("read position", |connection| {
             Ok(Position { epoch: rows::state(connection, "epoch")?, cursor: rows::state(connection, "cursor")? })
+        })
+    }
+
+    /// The newest history of hubs that was ever met; 0 before the first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn newest_epoch(&self) -> Result<u64, Error> {
+        self.with("read newest epoch", |connection| rows::state(connection, NEWEST_EPOCH))
+    }
+
+    /// Notes that hubs of this history were met, and says which is the newest.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn met(&self, epoch: u64) -> Result<u64, Error> {
+        self.with("note epoch", |connection| {
+            let newest = rows::state(connection, NEWEST_EPOCH)?;
+            if epoch > newest {
+                rows::set_state(connection, NEWEST_EPOCH, epoch)?;
+            }
+            Ok(newest.max(epoch))
         })
     }
 

@@ -430,3 +430,82 @@ async fn a_directory_that_has_not_joined_starts_no_agent() {
     let error = Agent::start(config).await.unwrap_err();
     assert!(matches!(error, StartError::NotJoined { .. }), "{error:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_recovers_takes_nothing_away_and_one_that_was_replaced_is_not_listened_to() {
+    let mut bed = Bed::new().await;
+    bed.write("a", b"12345");
+    let agent = agent(&bed.data()).await;
+    let mut states = agent.state();
+    let version = bed.scanned(1).await;
+    let cache = |name: &str, root: &str| {
+        Work::Cache(CacheWork {
+            dataset: DatasetKey { namespace: "default".into(), name: name.into(), uid: name.into() },
+            root: root.to_owned(),
+            sources: vec![bed.endpoint("source")],
+            paths: Vec::new(),
+            pinned: false,
+            on_demand: false,
+        })
+    };
+    let held = [cache("known", &version.root.to_string()), cache("unknown", &version.root.to_string())];
+    let ready = |report: &Report| matches!(report, Report::Cache(cache) if cache.phase == "Ready");
+    for work in &held {
+        let id = bed.hub.assign(work.clone());
+        bed.hub.report(&id, "a full cache", ready).await;
+    }
+    let (known, unknown) = (held[0].id(), held[1].id());
+
+    // Restored from before: one dataset is at an earlier version, the other was not there.
+    let earlier = cache("known", &"0".repeat(64));
+    bed.hub.die().await;
+    state(&mut states, |state| *state == UplinkState::Connecting).await;
+    bed.hub.with(|memory| {
+        (memory.epoch, memory.recovering, memory.revision) = (5, true, 1000);
+        memory.wishes = BTreeMap::from([(known.clone(), (1000, Some((1000, earlier.clone()))))]);
+        memory.reports.clear();
+        memory.acks.clear();
+    });
+    bed.hub.revive().await;
+    let refused = |id: &str, memory: &support::Memory| {
+        memory.acks.iter().find(|(of, ..)| of == id).map(|(_, _, refused)| refused.clone())
+    };
+    let kept = bed.hub.until("an answer", |memory| refused(&known, memory)).await;
+    assert!(kept.contains("kept as it is"), "{kept}");
+    for id in [&known, &unknown] {
+        bed.hub.report(id, "what it holds, said again", ready).await;
+    }
+    // What is new is done meanwhile.
+    let found = bed.scanned(7).await;
+    assert_eq!(found.root, version.root);
+    bed.hub.withdraw(&known);
+    bed.hub
+        .until("the withdrawal refused", |memory| {
+            let mut all = memory.acks.iter().filter(|(of, ..)| *of == known);
+            all.any(|(_, generation, refused)| *generation > 1000 && refused.contains("kept")).then_some(())
+        })
+        .await;
+
+    // The hub of before, left running: not listened to, whatever it wants.
+    bed.hub.die().await;
+    state(&mut states, |state| *state == UplinkState::Connecting).await;
+    let hellos = bed.hub.memory().hellos.len();
+    bed.hub.with(|memory| (memory.epoch, memory.recovering) = (1, false));
+    bed.hub.revive().await;
+    let hello = bed.hub.until("two tries", |memory| memory.hellos.get(hellos + 1).cloned()).await.1;
+    assert_eq!((hello.epoch, hello.newest_epoch), (1, 5), "what the recovering hub knew is not noted as known");
+    assert!(!matches!(*states.borrow(), UplinkState::Connected { .. }));
+
+    // Caught up: what the hub does not know goes now.
+    bed.hub.die().await;
+    bed.hub.with(|memory| {
+        memory.epoch = 5;
+        memory.revision = 2000;
+        memory.wishes = BTreeMap::from([(known.clone(), (2000, Some((2000, held[0].clone()))))]);
+    });
+    bed.hub.revive().await;
+    forgotten(&bed.data(), &unknown).await;
+    let (generation, _) = bed.hub.report(&known, "the cache of the new assignment", ready).await;
+    assert!(generation >= 1, "it was never given up");
+    agent.shutdown().await;
+}

@@ -3,9 +3,9 @@
 //! Reading order: [`store`] says what a store promises; [`node`] is the store over Raft; a write goes through
 //! [`propose`] into the log ([`log`]), over [`transport`] to the other hubs, and, once a majority has it on disk,
 //! through [`machine`] into the catalog ([`schema`]) and to the watchers ([`watch`]). [`read`] makes reads
-//! linearizable, [`snapshot`] lets the log be cut, [`membership`] changes who takes part, [`marker`] keeps a data
-//! directory from being used by another node, [`health`] stops a node whose disk fails, [`database`] is how files of
-//! SQLite are opened.
+//! linearizable, [`snapshot`] lets the log be cut, [`membership`] changes who takes part, [`seed`] makes the first node
+//! of a cluster that begins with given content, [`marker`] keeps a data directory from being used by another node,
+//! [`health`] stops a node whose disk fails, [`database`] is how files of SQLite are opened.
 //!
 //! Invariants: a write is acknowledged only when a majority has synced it; every replica applies the same commands in
 //! the same order; what is applied and how far is one SQLite transaction.
@@ -27,6 +27,7 @@ mod propose;
 mod query;
 mod read;
 mod schema;
+mod seed;
 mod server;
 mod snapshot;
 pub mod store;
@@ -39,6 +40,7 @@ pub use health::{Failure, FailureKind};
 pub use marker::MarkerError;
 pub use membership::{Member, MembershipError, Role};
 pub use node::{Metrics, OpenError, RaftStore};
+pub use seed::{Seed, SeedError, Seeding};
 pub use server::{PeerServer, peer_service};
 pub use snapshot::free_bytes;
 pub use store::{Consistency, Leadership, ListRequest, Listing, Store, StoreError, Watch, WatchSource};

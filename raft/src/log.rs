@@ -213,20 +213,36 @@ const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 
+/// Opens the database for writing and makes its tables if need be.
+fn prepare(path: &Path) -> rusqlite::Result<Connection> {
+    let db = database::open(path, BUSY)?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "wal_autocheckpoint", 2000)?;
+    db.execute_batch(
+        "CREATE TABLE IF NOT EXISTS entries (idx INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, record BLOB NOT NULL);
+         CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;",
+    )?;
+    Ok(db)
+}
+
+/// Makes the log of a node whose state begins at `at`: everything up to there was committed under `vote` and cut away.
+pub fn seed(path: &Path, vote: &Vote, at: LogId) -> Result<(), LogError> {
+    let seed = || {
+        let mut db = prepare(path)?;
+        let txn = db.transaction()?;
+        write_meta(&txn, VOTE, &vote_out(vote))?;
+        write_meta(&txn, COMMITTED, &log_id_out(&at))?;
+        write_meta(&txn, PURGED, &log_id_out(&at))?;
+        txn.commit()
+    };
+    seed().map_err(|source| LogError::Open { path: path.to_owned(), source })
+}
+
 impl LogStore {
     /// Opens or creates the log, checks every record, and starts the writer.
     pub fn open(path: &Path, health: Arc<Health>) -> Result<Self, LogError> {
         let open_error = |source| LogError::Open { path: path.to_owned(), source };
-        let db = database::open(path, BUSY).map_err(open_error)?;
-        (|| {
-            db.pragma_update(None, "synchronous", "FULL")?;
-            db.pragma_update(None, "wal_autocheckpoint", 2000)?;
-            db.execute_batch(
-                "CREATE TABLE IF NOT EXISTS entries (idx INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, record BLOB NOT NULL);
-                 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;",
-            )
-        })()
-        .map_err(open_error)?;
+        let db = prepare(path).map_err(open_error)?;
         let report: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(LogError::Read)?;
         if report != "ok" {
             return Err(LogError::DamagedFile { report });

@@ -81,7 +81,8 @@ impl Position {
         Ok(Self { revision: row.revision, compacted: row.compacted, applied, membership })
     }
 
-    fn encode(&self) -> StateRow {
+    /// The state row of this position.
+    pub fn encode(&self) -> StateRow {
         StateRow {
             revision: self.revision,
             compacted: self.compacted,
@@ -107,7 +108,7 @@ pub struct Catalog {
 }
 
 /// The name of a generation's file. Each has its own, so that its write-ahead log can never be taken for another's.
-fn file_name(generation: u64) -> String {
+pub fn file_name(generation: u64) -> String {
     format!("catalog-{generation}.db")
 }
 

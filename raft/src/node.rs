@@ -25,6 +25,7 @@ use crate::membership::{self, Change, Member, MembershipError};
 use crate::propose::{self, Proposals};
 use crate::query;
 use crate::read::{self, Reads};
+use crate::seed;
 use crate::snapshot::Snapshots;
 use crate::store::{Consistency, Leadership, ListRequest, Listing, Store, StoreError, Watch, check_key, check_txn};
 use crate::transport::{Network, PeerConnector, Peers};
@@ -371,7 +372,7 @@ fn open_files(
 ) -> Result<Opened, OpenError> {
     std::fs::create_dir_all(dir).map_err(|source| OpenError::Dir { dir: dir.to_owned(), source })?;
     let lock = marker::lock(dir)?;
-    let log_path = dir.join("log.db");
+    let log_path = dir.join(seed::LOG);
     let new = marker::check(dir, id, cluster, &log_path)?;
     let log = LogStore::open(&log_path, Arc::clone(&health))?;
     if new {

@@ -240,7 +240,8 @@ impl SnapshotBuilder {
     }
 }
 
-fn build(source: &Connection, snapshots: &Snapshots) -> io::Result<Snapshot> {
+/// Copies the state that `source` sees, which becomes the current snapshot.
+pub fn build(source: &Connection, snapshots: &Snapshots) -> io::Result<Snapshot> {
     let meta = meta_of(source)?;
     let mut file = snapshots.incoming()?;
     {

@@ -314,7 +314,9 @@ impl Federation {
         self.run_member(name);
     }
 
-    fn make_hub(&mut self, number: usize) {
+    /// Makes one more hub, or, if it is the first, the federation; returns when it answers.
+    #[track_caller]
+    pub fn make_hub(&mut self, number: usize) {
         let listen = match &self.network {
             Some(network) => format!("{}:7461", network.address(number)),
             None => format!("127.0.0.1:{}", free_port()),

@@ -1,4 +1,6 @@
-//! `fluvial hub`: init, join, run; the fleet of hubs, and leaving it.
+//! `fluvial hub`: init, join, run; the fleet of hubs, and leaving it; snapshots of it.
+
+pub(crate) mod snapshot;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -68,6 +70,9 @@ pub(crate) enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: output::Form,
     },
+    /// Save the hubs' state in a file, and make a hub from one when all are lost.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Take a hub out of the fleet for good, and revoke its certificates.
     #[command(alias = "leave")]
     Remove {
@@ -114,6 +119,7 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
                 form => output::value(&Value::Array(items), form),
             }
         }
+        Command::Snapshot(command) => snapshot::run(kubeconfig, command).await,
         Command::Remove { id, timeout } => {
             let client = client::connect(kubeconfig).await?;
             let number = id.trim_start_matches("hub-").parse::<u64>();

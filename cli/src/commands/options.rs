@@ -97,7 +97,11 @@ pub(crate) fn sort(plain: BTreeMap<String, String>, hidden: BTreeMap<String, Str
     Ok(sorted)
 }
 
-fn secret_value(text: &str) -> Result<SecretString> {
+/// The value of a secret: itself, or what `@FILE` or `env:VARIABLE` names.
+///
+/// # Errors
+/// If file or variable cannot be read.
+pub(crate) fn secret_value(text: &str) -> Result<SecretString> {
     if let Some(variable) = text.strip_prefix("env:") {
         let value = std::env::var(variable).ok().with_context(|| format!("the variable {variable} is not set"))?;
         return Ok(value.into());

@@ -2,6 +2,8 @@
 //!
 //! `/revocations/cluster/NAME` (or `…/user/NAME`, `…/hub/ID`) holds `{"before": TIME}`: every certificate issued to that
 //! identity up to then is refused. The planner writes it in the transaction that finally removes a Cluster.
+//! `/revocations/hubs` holds `{"below": NUMBER}`: hubs with a smaller number belong to what a restore replaced; they hold
+//! the authority's key and could make certificates of any date, so that no time would keep them out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,8 @@ use tokio::sync::watch;
 
 /// The start of every revocation's key.
 pub const REVOCATIONS: &str = "/revocations/";
+/// Where it is kept which hubs a restore replaced.
+pub const HUBS_BELOW: &str = "/revocations/hubs";
 /// Pause after the store did not answer.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -53,6 +57,17 @@ impl Revocation {
     pub fn to_bytes(self) -> Vec<u8> {
         serde_json::json!({ "before": self.before }).to_string().into_bytes()
     }
+}
+
+#[derive(Serialize, Deserialize)]
+struct HubsBelow {
+    below: u64,
+}
+
+/// The value that denies every hub whose number is below this one.
+#[must_use]
+pub fn hubs_below(below: u64) -> Vec<u8> {
+    serde_json::json!({ "below": below }).to_string().into_bytes()
 }
 
 /// Where the revocation of an identity is kept.
@@ -116,6 +131,13 @@ impl RevocationWatcher {
         let listing = self.store.list(request).await?;
         let mut denied = Denied::default();
         for kv in &listing.items {
+            if kv.key == HUBS_BELOW {
+                match serde_json::from_slice::<HubsBelow>(&kv.value) {
+                    Ok(HubsBelow { below }) => denied.hubs_below = below,
+                    Err(error) => tracing::error!(%error, "hubs that a restore replaced are not denied"),
+                }
+                continue;
+            }
             match (identity_of(&kv.key), Revocation::read(&kv.key, &kv.value)) {
                 (Ok(identity), Ok(revocation)) => denied.deny_identity(&identity, revocation.before),
                 (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "a revocation is not in force"),

@@ -17,7 +17,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(60);
 
 /// Makes a key and a certificate for the hub, and keeps both.
-pub(super) fn issue(
+pub(crate) fn issue(
     home: &Home,
     authority: &Authority,
     record: &HubRecord,

@@ -65,7 +65,7 @@ pub fn init(options: InitOptions) -> Result<InitReport, RunError> {
 }
 
 /// Where a hub is reached. "Everywhere" is no such place.
-pub(super) fn advertised(advertise: Option<String>, listen: SocketAddr) -> Result<String, RunError> {
+pub(crate) fn advertised(advertise: Option<String>, listen: SocketAddr) -> Result<String, RunError> {
     let address = advertise.unwrap_or_else(|| listen.to_string());
     let usable = split_address(&address).is_some_and(|(host, port)| {
         port != 0 && host.parse::<std::net::IpAddr>().map_or(true, |ip| !ip.is_unspecified())

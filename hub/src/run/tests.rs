@@ -8,3 +8,4 @@ mod port;
 mod revocation;
 mod rights;
 mod session;
+mod snapshot;

@@ -11,7 +11,7 @@ use fluvial_proto::v1;
 use fluvial_proto::v1::agent_message::Message as FromAgent;
 use fluvial_proto::v1::hub_message::Message as ToAgent;
 use jiff::Timestamp;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -21,6 +21,7 @@ use super::rates::Telling;
 use super::registry::Place;
 use super::reports::{Inbox, Writer};
 use super::{SessionContext, claim, epoch, object_status, store_status};
+use crate::recovery;
 
 /// An agent says hello first, and soon.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -101,20 +102,33 @@ impl Session {
         let hello = self.hello(&mut inbound).await?;
         let report: AgentReport = serde_json::from_slice(&hello.agent_report)
             .map_err(|error| Status::invalid_argument(format!("the agent's report cannot be read: {error}")))?;
+        let epoch = epoch(&self.context.objects).await.map_err(|error| store_status(&error))?;
+        if hello.newest_epoch > epoch {
+            tracing::error!(
+                cluster = self.cluster,
+                "an agent knows hubs that replaced this one: end this hub for good"
+            );
+            return Err(Status::unavailable(
+                "this hub belongs to hubs that were replaced by a restore, which this agent has met",
+            )
+            .into());
+        }
+        let recovering = recovery::under_way(&self.context.objects).await.map_err(|error| store_status(&error))?;
+        let recovering = recovering.is_some();
         claim::claim(&self.context, &self.cluster, &report).await?;
         claim::alone(&self.context, &self.cluster, &report).await?;
         // Before the first reading: a change in between is then seen twice rather than never.
         let secrets = self.context.secrets.subscribe();
         let place = self.context.registry.enter(&self.cluster, &report.instance);
         self.context.liveness.heard(&self.cluster, Duration::ZERO);
-        let epoch = epoch(&self.context.objects).await.map_err(|error| store_status(&error))?;
         let cursor = Revision(hello.cursor);
         let feed = Feed::open(&self.context.objects, &self.cluster, hello.epoch == epoch, cursor).await;
         let feed = feed.map_err(|error| object_status(&error))?;
         tracing::info!(cluster = self.cluster, full = feed.full, cursor = cursor.0, "session begins");
         let hubs = self.context.peers.hubs().into_iter().map(|hub| hub.address).collect();
-        self.send(ToAgent::Welcome(v1::Welcome { epoch, full: feed.full, hubs })).await?;
-        self.talk(inbound, feed, secrets, place).await
+        self.send(ToAgent::Welcome(v1::Welcome { epoch, full: feed.full, hubs, recovering })).await?;
+        let caught_up = caught_up(self.context.recovering.clone(), recovering);
+        self.talk(inbound, feed, (secrets, place), caught_up).await
     }
 
     async fn hello(&self, inbound: &mut Streaming<v1::AgentMessage>) -> Result<v1::Hello, End> {
@@ -135,8 +149,8 @@ impl Session {
         &self,
         mut inbound: Streaming<v1::AgentMessage>,
         feed: Feed,
-        mut secrets: broadcast::Receiver<Option<Arc<str>>>,
-        mut place: Place,
+        (mut secrets, mut place): (broadcast::Receiver<Option<Arc<str>>>, Place),
+        caught_up: impl Future<Output = ()>,
     ) -> Result<End, End> {
         let Feed { mut watch, mut queue, .. } = feed;
         let inbox = Inbox::default();
@@ -150,6 +164,7 @@ impl Session {
         talk.deny(&denied.identities, &BTreeMap::new());
         let mut rates = self.context.rates.subscribe();
         talk.rates.note(&rates.borrow_and_update(), &self.cluster);
+        let mut caught_up = std::pin::pin!(caught_up);
         let mut heard = Instant::now();
         let mut tick = tokio::time::interval(HEARTBEAT);
         let mut life =
@@ -195,6 +210,8 @@ impl Session {
                 Ok(()) = rates.changed() => talk.rates.note(&rates.borrow_and_update(), &self.cluster),
                 () = place.replaced.cancelled() => return Err(taken_over()),
                 () = life.as_mut() => return Ok(End::Move),
+                // It comes back and hears what holds from now on.
+                () = caught_up.as_mut() => return Ok(End::Move),
                 () = self.ending.cancelled() => return Ok(End::Move),
             }
         }
@@ -230,6 +247,14 @@ impl Session {
             None => {}
         }
         Ok(())
+    }
+}
+
+/// Waits until an agent that was welcomed to a recovering hub is to be welcomed anew; for ever if it was not.
+async fn caught_up(mut recovering: watch::Receiver<bool>, welcomed_so: bool) {
+    // The sender is gone when the hub ends, which ends the session by itself.
+    if !welcomed_so || recovering.wait_for(|recovering| !recovering).await.is_err() {
+        std::future::pending().await
     }
 }
 

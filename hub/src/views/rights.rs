@@ -36,9 +36,17 @@ fn may(request: &Request) -> Result<(), ApiError> {
 fn needed<'a>(method: &Method, segments: &[&'a str]) -> Option<(Verb, On<'a>)> {
     let of_fleet =
         |resource, name| On::Resource { group: FLUVIAL_GROUP, resource, subresource: "", namespace: "", name };
+    let part =
+        |subresource| On::Resource { group: FLUVIAL_GROUP, resource: "hubs", subresource, namespace: "", name: "" };
     match (method, segments) {
         (&Method::POST, ["apis", FLUVIAL_GROUP, _, "tokens"]) => Some((Verb::Create, of_fleet("tokens", ""))),
         (&Method::GET | &Method::HEAD, ["apis", FLUVIAL_GROUP, _, "hubs"]) => Some((Verb::List, of_fleet("hubs", ""))),
+        // Whoever has it has everything.
+        (&Method::POST, ["apis", FLUVIAL_GROUP, _, "hubs", "snapshot"]) => Some((Verb::Create, part("snapshot"))),
+        (&Method::GET | &Method::HEAD, ["apis", FLUVIAL_GROUP, _, "hubs", "recovery"]) => {
+            Some((Verb::Get, part("recovery")))
+        }
+        (&Method::DELETE, ["apis", FLUVIAL_GROUP, _, "hubs", "recovery"]) => Some((Verb::Delete, part("recovery"))),
         (&Method::DELETE, ["apis", FLUVIAL_GROUP, _, "hubs", id]) => Some((Verb::Delete, of_fleet("hubs", id))),
         (&Method::POST | &Method::DELETE, ["apis", FLUVIAL_GROUP, _, "users", name, subresource @ "credentials"]) => {
             let verb = if *method == Method::POST { Verb::Create } else { Verb::Delete };
@@ -76,6 +84,16 @@ mod tests {
         for (method, path, expected) in [
             (Method::POST, "apis/fluvial.io/v1alpha1/tokens", r#"create resource "tokens" in API group "fluvial.io""#),
             (Method::GET, "apis/fluvial.io/v1alpha1/hubs", r#"list resource "hubs" in API group "fluvial.io""#),
+            (
+                Method::POST,
+                "apis/fluvial.io/v1alpha1/hubs/snapshot",
+                r#"create resource "hubs/snapshot" in API group "fluvial.io""#,
+            ),
+            (
+                Method::DELETE,
+                "apis/fluvial.io/v1alpha1/hubs/recovery",
+                r#"delete resource "hubs/recovery" in API group "fluvial.io""#,
+            ),
             (Method::DELETE, "apis/fluvial.io/v1alpha1/hubs/2", r#"delete resource "hubs" in API group "fluvial.io""#),
             (
                 Method::POST,

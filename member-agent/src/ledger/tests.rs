@@ -198,3 +198,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_newest_epoch_is_remembered_and_an_older_one_is_not_taken_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let ledger = Ledger::open(dir.path()).unwrap();
+        assert_eq!(ledger.newest_epoch().unwrap(), 0);
+        assert_eq!(ledger.met(3).unwrap(), 3);
+        assert_eq!(ledger.met(2).unwrap(), 3);
+    }
+    let ledger = Ledger::open(dir.path()).unwrap();
+    assert_eq!(ledger.newest_epoch().unwrap(), 3);
+    assert_eq!(ledger.position().unwrap(), Position::default(), "meeting hubs is not knowing their wishes");
+}

@@ -117,7 +117,13 @@ impl Session {
         denied.mark_changed();
         let position = shared.ledger.call(|ledger| ledger.position()).await.map_err(|error| refused(&error))?;
         // A node compares generations only within one history: this is the hub's.
-        self.tell(Told::Welcome(v1::Welcome { epoch: position.epoch, full: true, hubs: Vec::new() })).await?;
+        self.tell(Told::Welcome(v1::Welcome {
+            epoch: position.epoch,
+            full: true,
+            hubs: Vec::new(),
+            recovering: false,
+        }))
+        .await?;
         tracing::info!(node = self.node, "session with a node");
         self.assign().await?;
         self.tell(Told::Synced(v1::Synced { revision: position.cursor })).await?;

@@ -40,6 +40,9 @@ const REPORT_AGAIN: Duration = Duration::from_secs(30);
 /// Questions that are being answered: 8 × 1 MiB.
 const ASKS: usize = 8;
 
+/// Why something was not done that a hub said which has not caught up.
+const KEPT: &str = "it is kept as it is until the restored hub has caught up";
+
 struct Session<'a> {
     uplink: &'a mut Uplink,
     address: &'a str,
@@ -49,6 +52,8 @@ struct Session<'a> {
     mentioned: Option<HashSet<String>>,
     /// Whether generations can be compared with those in the ledger.
     same_history: bool,
+    /// The hub was restored and has not caught up: what is held stays as it is, and nothing is taken away.
+    keeping: bool,
     /// Reports on their way, by assignment: their sequence, and since when.
     reports: HashMap<String, (u64, Instant)>,
     heartbeats: u64,
@@ -69,9 +74,10 @@ pub(super) async fn hold(uplink: &mut Uplink, address: &str) -> Result<Ended, Lo
             }
         };
         let channel = channel.map_err(Lost::Connect)?;
-        let position = uplink.ledger.call(|ledger| ledger.position()).await.map_err(Lost::Ledger)?;
+        let known = uplink.ledger.call(|ledger| Ok((ledger.position()?, ledger.newest_epoch()?))).await;
+        let (position, newest_epoch) = known.map_err(Lost::Ledger)?;
         let agent_report = profile(&uplink.profile.borrow_and_update());
-        let hello = Hello { epoch: position.epoch, cursor: position.cursor, agent_report };
+        let hello = Hello { epoch: position.epoch, cursor: position.cursor, agent_report, newest_epoch };
         out.try_send(said(Said::Hello(hello))).map_err(|_| Lost::Stuck)?;
         let mut client = AgentServiceClient::new(channel.clone());
         let open = Box::pin(client.session(ReceiverStream::new(queue)));
@@ -90,11 +96,17 @@ pub(super) async fn hold(uplink: &mut Uplink, address: &str) -> Result<Ended, Lo
         welcomed: None,
         mentioned: None,
         same_history: true,
+        keeping: false,
         reports: HashMap::new(),
         heartbeats: 0,
         asks: JoinSet::new(),
     };
     session.run(channel, heard).await
+}
+
+/// Whether `held` stays as it is although a hub that has not caught up wants something else in its place.
+fn keeps(held: &Assignment, offered: &Assignment) -> bool {
+    !held.withdrawn && held.work != offered.work && matches!(held.work, Work::Cache(_) | Work::Mount(_))
 }
 
 fn said(message: Said) -> AgentMessage {
@@ -204,6 +216,10 @@ impl Session<'_> {
             None => {}
             Some(_) if !welcomed => return Err(Lost::Protocol("the hub did not begin with a welcome")),
             Some(Heard::Assign(assign)) => self.assign(assign).await?,
+            // What goes, goes when the hub has caught up.
+            Some(Heard::Withdraw(withdraw)) if self.keeping => {
+                self.acknowledge(withdraw.id, withdraw.generation, KEPT.to_owned()).await?;
+            }
             Some(Heard::Withdraw(withdraw)) => {
                 if let Some(mentioned) = &mut self.mentioned {
                     mentioned.remove(&withdraw.id);
@@ -240,8 +256,13 @@ impl Session<'_> {
     }
 
     async fn welcome(&mut self, welcome: Welcome, channel: &Channel) -> Result<(), Lost> {
-        let position = self.ledger(|ledger| ledger.position()).await?;
-        self.same_history = welcome.epoch == position.epoch;
+        let epoch = welcome.epoch;
+        let (position, newest) = self.ledger(move |ledger| Ok((ledger.position()?, ledger.met(epoch)?))).await?;
+        if epoch < newest {
+            return Err(Lost::Protocol("the hub belongs to hubs that were replaced by a restore"));
+        }
+        self.same_history = epoch == position.epoch;
+        self.keeping = welcome.recovering && !self.same_history;
         if !self.same_history && !welcome.full {
             return Err(Lost::Protocol("the hub has another history and does not send all of it"));
         }
@@ -254,6 +275,12 @@ impl Session<'_> {
         self.welcomed = Some(welcome);
         self.uplink.channel.send_replace(Some(channel.clone()));
         tracing::info!(hub = self.address, "session with the hub");
+        if self.keeping {
+            tracing::warn!(
+                hub = self.address,
+                "the hub was restored: until it has caught up, caches and mounts stay as they are"
+            );
+        }
         self.uplink.state.send_replace(UplinkState::Connected { hub: self.address.to_owned() });
         self.send_reports().await
     }
@@ -289,6 +316,13 @@ impl Session<'_> {
         };
         let secrets = Secrets(secrets.into_iter().collect());
         let offered = Assignment { id: id.clone(), generation, work, secrets, withdrawn: false };
+        if self.keeping {
+            let of = id.clone();
+            let held = self.ledger(move |ledger| ledger.assignment(&of)).await?;
+            if held.is_some_and(|held| keeps(&held, &offered)) {
+                return self.acknowledge(id, generation, KEPT.to_owned()).await;
+            }
+        }
         let same_history = self.same_history;
         let accepted = self.ledger(move |ledger| ledger.assign(&offered, same_history)).await?;
         let refused = match accepted {
@@ -307,6 +341,10 @@ impl Session<'_> {
     }
 
     async fn synced(&mut self, revision: u64) -> Result<(), Lost> {
+        if self.keeping {
+            // Not noted: the next welcome sends everything once more, and what it does not mention goes then.
+            return Ok(());
+        }
         let epoch = self.welcomed.as_ref().map_or(0, |welcome| welcome.epoch);
         let mentioned = self.mentioned.take();
         let position = Position { epoch, cursor: revision };

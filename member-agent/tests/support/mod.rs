@@ -40,6 +40,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// What the hub wants and what it heard.
 pub struct Memory {
     pub epoch: u64,
+    pub recovering: bool,
     pub revision: u64,
     /// By id: the revision of the last change, and the wish, none if withdrawn.
     pub wishes: BTreeMap<String, (u64, Option<(u64, Work)>)>,
@@ -78,6 +79,7 @@ impl Hub {
         let token = JoinToken::mint(&std::array::from_fn(|at| at as u8), authority.spki_pin());
         let memory = Memory {
             epoch: 1,
+            recovering: false,
             revision: 0,
             wishes: BTreeMap::new(),
             refuse: None,
@@ -290,14 +292,14 @@ impl Service {
         hello: Hello,
     ) -> Result<(), Status> {
         let mut changed = self.0.changed.subscribe();
-        let (epoch, full) = {
+        let (epoch, full, recovering) = {
             let memory = self.memory();
-            (memory.epoch, hello.epoch != memory.epoch)
+            (memory.epoch, hello.epoch != memory.epoch, memory.recovering)
         };
         let mut sent = if full { 0 } else { hello.cursor };
         let say = |message| out.send(Ok(HubMessage { message: Some(message) }));
         let gone = |_| Status::cancelled("gone");
-        say(Heard::Welcome(Welcome { epoch, full, hubs: Vec::new() })).await.map_err(gone)?;
+        say(Heard::Welcome(Welcome { epoch, full, hubs: Vec::new(), recovering })).await.map_err(gone)?;
         let mut first = true;
         let mut beat = tokio::time::interval(Duration::from_secs(1));
         loop {

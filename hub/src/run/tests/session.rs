@@ -37,10 +37,20 @@ pub(super) struct Agent {
 impl Agent {
     /// Opens a session and says hello.
     pub(super) async fn connect(channel: Channel, instance: &str, epoch: u64, cursor: u64) -> Self {
+        Self::connect_knowing(channel, instance, (epoch, cursor), 0).await
+    }
+
+    /// The same, of an agent that has met hubs of the history `newest_epoch`.
+    pub(super) async fn connect_knowing(
+        channel: Channel,
+        instance: &str,
+        (epoch, cursor): (u64, u64),
+        newest_epoch: u64,
+    ) -> Self {
         let (said, stream) = mpsc::channel(8);
         let heard = AgentServiceClient::new(channel).session(ReceiverStream::new(stream)).await.unwrap().into_inner();
         let mut agent = Self { said, heard };
-        agent.say(FromAgent::Hello(v1::Hello { epoch, cursor, agent_report: report(instance) })).await;
+        agent.say(FromAgent::Hello(v1::Hello { epoch, cursor, agent_report: report(instance), newest_epoch })).await;
         agent
     }
 
