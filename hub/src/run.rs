@@ -70,6 +70,8 @@ use home::Home;
 
 /// How long requests may go on after the hub was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long another hub may take to lead in place of one that ends: an election that is lost and one that is won.
+const HAND_OVER: Duration = Duration::from_secs(3);
 
 /// Why a hub was not set up, joined or started.
 #[derive(Debug, Error)]
@@ -270,7 +272,7 @@ impl Hub {
         tasks.spawn(context.rates.clone().run(objects.clone()));
         tasks.spawn(recovery::follow(objects.clone(), clock.clone(), now_recovering));
         tasks.spawn(tell_beats(context.liveness.clone(), peers));
-        tasks.spawn(members::keep(store.clone(), objects.clone(), dialler, clock.clone()));
+        tasks.spawn(members::keep(record.node_id, store.clone(), objects.clone(), dialler, clock.clone()));
         tasks.spawn(renewal::keep_fresh(home, authority, record.clone(), credentials, clock.clone(), lifetime));
         if record.first {
             tasks.spawn(setup::fill_store(objects.clone(), record.clone(), clock.clone()));
@@ -388,8 +390,11 @@ impl RunningHub {
         tokio::time::timeout(limit, ready).await.is_ok()
     }
 
-    /// Sends agents elsewhere, finishes requests, stops everything and closes the store.
+    /// Hands over the lead, sends agents elsewhere, finishes requests, stops everything and closes the store.
     pub async fn shutdown(mut self) {
+        if !self.store.hand_over(HAND_OVER).await {
+            tracing::warn!("no other hub took over the lead in time: the others elect one");
+        }
         self.sessions.shutdown().await;
         self.server.shutdown(GRACE).await;
         self.cancel.cancel();

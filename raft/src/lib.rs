@@ -17,6 +17,7 @@ pub mod config;
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
 pub mod database;
+mod handover;
 pub mod health;
 mod log;
 mod machine;

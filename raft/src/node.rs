@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, Timings};
+use crate::handover;
 use crate::health::{self, Failure, FailureKind, Health};
 use crate::log::{LogError, LogStore};
 use crate::machine::{self, Catalog, MachineError, StateMachine};
@@ -288,6 +289,12 @@ impl RaftStore {
     pub async fn snapshot(&self) -> Result<(), StoreError> {
         self.inner.snapshots.force();
         self.inner.raft.trigger().snapshot().await.map_err(|error| StoreError::unavailable(error.to_string()))
+    }
+
+    /// Lets another voter lead, if this one does and there is another: before it ends, so that writes need not wait until
+    /// its silence is noticed. Whether that is so within `within`.
+    pub async fn hand_over(&self, within: Duration) -> bool {
+        handover::hand_over(&self.inner, within).await
     }
 
     /// Stops the node. What was acknowledged is on disk already.

@@ -229,3 +229,58 @@ async fn another_nodes_directory_is_refused() {
     let refused = RaftStore::open(config, Arc::new(common::Plain)).await;
     assert!(matches!(refused, Err(OpenError::Marker(_))));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_hands_over_and_no_write_is_refused_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    // Elections take long here: only a lead that is handed over comes in time.
+    let nodes = cluster(3, dir.path(), |config| {
+        (config.timings.election_min, config.timings.election_max) = (Duration::from_secs(20), Duration::from_secs(25));
+        config.timings.request = Duration::from_secs(15);
+    })
+    .await;
+    let done = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            let (store, done, id) = (node.store.clone(), Arc::clone(&done), node.id);
+            tokio::spawn(async move {
+                let (mut written, mut unknown) = (0, 0);
+                while !done.load(Ordering::Relaxed) {
+                    match commit(&store, put(format!("w/{id}/{written}"), "1")).await {
+                        Ok(_) => written += 1,
+                        // It was on its way when the lead went: its writer looks, and writes again.
+                        Err(StoreError::UnknownOutcome { .. }) => unknown += 1,
+                        Err(error) => panic!("a write was refused: {error}"),
+                    }
+                }
+                (written, unknown)
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        let leader = leader_of(&nodes[0].store).await;
+        let old = nodes.iter().find(|node| node.id == leader).unwrap();
+        let at = old.store.revision();
+        within("some writes before", || async { (old.store.revision().0 > at.0 + 20).then_some(()) }).await;
+        assert!(old.store.hand_over(Duration::from_secs(10)).await, "another one leads in time");
+        let at = old.store.revision();
+        within("some writes after", || async { (old.store.revision().0 > at.0 + 20).then_some(()) }).await;
+        assert_ne!(leader_of(&old.store).await, leader);
+        // Who does not lead has nothing to hand over.
+        assert!(old.store.hand_over(Duration::ZERO).await);
+    }
+    done.store(true, Ordering::Relaxed);
+    let mut written = 0;
+    for writer in writers {
+        let (done, unknown) = writer.await.unwrap();
+        written += done;
+        assert!(unknown <= 3, "at most the one write that was on its way, each time: {unknown}");
+    }
+    assert!(written > 100, "{written}");
+    let alone = tempfile::tempdir().unwrap();
+    let one = cluster(1, alone.path(), |_| {}).await;
+    assert!(one[0].store.hand_over(Duration::ZERO).await, "nobody else could lead");
+    assert_eq!(leader_of(&one[0].store).await, 1);
+    commit(&one[0].store, put("a", "1")).await.unwrap();
+}

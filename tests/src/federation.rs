@@ -422,6 +422,14 @@ impl Federation {
         status
     }
 
+    /// SIGTERM, and waits until it has ended by itself.
+    #[track_caller]
+    pub fn stop_hub(&mut self, number: usize) -> ExitStatus {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.hub_process(number)).expect("a process number"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it can be signalled");
+        self.hub_ends(number)
+    }
+
     /// The process of a hub.
     pub fn hub_process(&self, number: usize) -> u32 {
         self.hubs[&number].id()

@@ -2,7 +2,8 @@
 //!
 //! A hub that joined is only written down (`/system/hubs/ID`). The leader calls it until it answers, as itself, and
 //! then adds it: it learns first, then votes. A hub that shall leave is removed, and then its certificates are revoked
-//! and it is forgotten, in one transaction; in this order, because a store of two hubs needs both to remove one.
+//! and it is forgotten, in one transaction; in this order, because a store of two hubs needs both to remove one. A leader
+//! that leaves hands over first: the next one sees it off.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,6 +21,8 @@ use crate::peers::{DialError, Dialler};
 
 /// How often the leader compares who should be a member with who is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long another hub may take to lead; it is tried again.
+const HAND_OVER: Duration = Duration::from_secs(3);
 
 /// Why a hub is not, or still, a member.
 #[derive(Debug, Error)]
@@ -41,33 +44,45 @@ enum MemberError {
 }
 
 /// Takes hubs in and sees them off while this hub leads, for ever.
-pub(super) async fn keep(store: RaftStore, objects: Objects, dialler: Dialler, clock: SharedClock) {
+pub(super) async fn keep(own: u64, store: RaftStore, objects: Objects, dialler: Dialler, clock: SharedClock) {
     let mut leadership = store.leadership();
     loop {
         if leadership.wait_for(|l| l.is_self).await.is_err() {
             return;
         }
-        if let Err(error) = once(&store, &objects, &dialler, &clock).await {
+        if let Err(error) = once(own, &store, &objects, &dialler, &clock).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "the members are not yet as they should be");
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-async fn once(store: &RaftStore, objects: &Objects, dialler: &Dialler, clock: &SharedClock) -> Result<(), MemberError> {
+async fn once(
+    own: u64,
+    store: &RaftStore,
+    objects: &Objects,
+    dialler: &Dialler,
+    clock: &SharedClock,
+) -> Result<(), MemberError> {
     let members: HashMap<_, _> = store.members().into_iter().map(|m| (m.id, m.role)).collect();
     let hubs = admitted_hubs(objects, Consistency::Stale).await?;
     let mut first_error = None;
+    let leaves = hubs.iter().any(|hub| hub.id == own && hub.leaving);
     for hub in hubs {
         let change = match (hub.leaving, members.get(&hub.id)) {
             (false, Some(Role::Voter)) => Ok(()),
             (false, _) => add(store, dialler, &hub).await,
+            (true, _) if hub.id == own => Ok(()),
             (true, member) => remove(store, objects, clock, &hub, member.is_some()).await,
         };
         // One hub that is away does not keep out the next.
         if let Err(error) = change {
             first_error.get_or_insert(error);
         }
+    }
+    if leaves {
+        // Last: who joins must have a vote before this one can go. Without another voter it is tried again.
+        store.hand_over(HAND_OVER).await;
     }
     first_error.map_or(Ok(()), Err)
 }
