@@ -44,6 +44,9 @@ const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
 /// How much one read for a follower returns at most; with one entry of 2 MiB on top it stays within the wire's limit.
 const READ_BYTES: usize = 1 << 20;
 
+/// The format of the tables below, kept as SQLite's `user_version`; logs from before it was kept have 0 and are alike.
+const FORMAT: i64 = 1;
+
 /// The log cannot be opened, or must not be trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -53,6 +56,10 @@ pub enum LogError {
         #[source]
         source: rusqlite::Error,
     },
+    #[error(
+        "the log {path:?} has format {found}, and this version of Fluvial reads formats up to {FORMAT}: use the version that wrote it, or a newer one"
+    )]
+    Newer { path: std::path::PathBuf, found: i64 },
     #[error("cannot start the log's writer thread")]
     Thread(#[source] io::Error),
     #[error("cannot read the log")]
@@ -214,21 +221,33 @@ const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 
 /// Opens the database for writing and makes its tables if need be.
-fn prepare(path: &Path) -> rusqlite::Result<Connection> {
-    let db = database::open(path, BUSY)?;
+fn prepare(path: &Path) -> Result<Connection, LogError> {
+    let failed = |source| LogError::Open { path: path.to_owned(), source };
+    let db = database::open(path, BUSY).map_err(failed)?;
+    let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+    if found > FORMAT {
+        return Err(LogError::Newer { path: path.to_owned(), found });
+    }
+    set_up(&db).map_err(failed)?;
+    if found < FORMAT {
+        db.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
+    }
+    Ok(db)
+}
+
+fn set_up(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update(None, "synchronous", "FULL")?;
     db.pragma_update(None, "wal_autocheckpoint", 2000)?;
     db.execute_batch(
         "CREATE TABLE IF NOT EXISTS entries (idx INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, record BLOB NOT NULL);
          CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;",
-    )?;
-    Ok(db)
+    )
 }
 
 /// Makes the log of a node whose state begins at `at`: everything up to there was committed under `vote` and cut away.
 pub fn seed(path: &Path, vote: &Vote, at: LogId) -> Result<(), LogError> {
-    let seed = || {
-        let mut db = prepare(path)?;
+    let mut db = prepare(path)?;
+    let mut seed = || {
         let txn = db.transaction()?;
         write_meta(&txn, VOTE, &vote_out(vote))?;
         write_meta(&txn, COMMITTED, &log_id_out(&at))?;
@@ -242,7 +261,7 @@ impl LogStore {
     /// Opens or creates the log, checks every record, and starts the writer.
     pub fn open(path: &Path, health: Arc<Health>) -> Result<Self, LogError> {
         let open_error = |source| LogError::Open { path: path.to_owned(), source };
-        let db = prepare(path).map_err(open_error)?;
+        let db = prepare(path)?;
         let report: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(LogError::Read)?;
         if report != "ok" {
             return Err(LogError::DamagedFile { report });

@@ -62,7 +62,7 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let format: i64 = db.query_row("SELECT format FROM fv_state", [], |row| row.get(0))?;
     if format != FORMAT {
         return Err(rusqlite::Error::ToSqlConversionFailure(
-            format!("the catalog has format {format}, this version reads format {FORMAT}").into(),
+            format!("the catalog has format {format}, and this version of Fluvial reads formats up to {FORMAT}").into(),
         ));
     }
     let current: String = db.query_row("SELECT projection FROM fv_state", [], |row| row.get(0))?;

@@ -1,6 +1,6 @@
 //! ② Answering the other hubs: the server side of `PeerService`.
 //!
-//! Invariants: a call that names another cluster or another node is refused before anything is looked at.
+//! Invariants: a call that names another cluster, another node or another protocol is refused before anything is looked at.
 //!
 //! Deliberately absent: authorisation. The hub checks that the caller's certificate is that of the node named in
 //! [`PEER_METADATA_FROM`](crate::PEER_METADATA_FROM) before a call gets here.
@@ -18,7 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::node::{Inner, RaftStore};
 use crate::snapshot::SnapshotFile;
-use crate::transport::{MAX_MESSAGE, PEER_METADATA_CLUSTER, PEER_METADATA_TO, append_result_out};
+use crate::transport::{
+    MAX_MESSAGE, PEER_METADATA_CLUSTER, PEER_METADATA_FROM, PEER_METADATA_PROTOCOL, PEER_METADATA_TO, append_result_out,
+};
 use crate::types::{
     Command, Raft, ShapeError, Snapshot, SnapshotMeta, TypeConfig, applied_out, entry_in, log_id_in, log_id_out,
     stored_membership_in, vote_in, vote_out,
@@ -84,6 +86,8 @@ impl PeerServer {
             let id = self.inner.peers.self_id;
             return Err(Status::permission_denied(format!("the call is for another node: this is node {id}")));
         }
+        let from = named(PEER_METADATA_FROM).unwrap_or("?");
+        self.inner.peers.check_protocol(from, named(PEER_METADATA_PROTOCOL).unwrap_or("1"))?;
         Ok(&self.inner.raft)
     }
 

@@ -38,6 +38,11 @@ pub(crate) const PEER_METADATA_CLUSTER: &str = "fluvial-cluster";
 /// The metadata with the calling node's id: the hub checks it against the caller's certificate.
 pub const PEER_METADATA_FROM: &str = "fluvial-from";
 pub(crate) const PEER_METADATA_TO: &str = "fluvial-to";
+/// The metadata with the version of the protocol between hubs; who does not say speaks the first.
+pub(crate) const PEER_METADATA_PROTOCOL: &str = "fluvial-protocol";
+/// The version that this one speaks. It changes only when hubs could misunderstand each other: fields that are added do not
+/// change it, and a command that a hub does not know is refused by all alike.
+pub(crate) const PROTOCOL: u32 = 1;
 
 /// The largest message between hubs: 1 MiB of log entries and one of 2 MiB on top, or a full batch of proposals, twice.
 pub const MAX_MESSAGE: usize = 8 << 20;
@@ -48,6 +53,9 @@ const SNAPSHOT_QUEUE: usize = 4;
 /// A follower that owes an answer for two of these is given up and connected to again. A sync on a busy disk takes
 /// tens of milliseconds.
 const STALLED: Duration = Duration::from_secs(1);
+
+/// How often it is said that a peer cannot be understood.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 type BoxStream<'a, T> = std::pin::Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
@@ -75,11 +83,13 @@ pub struct Peers {
     pub cluster: String,
     connector: Arc<dyn PeerConnector>,
     channels: Mutex<HashMap<u64, (String, Channel)>>,
+    /// When it was last said that a peer speaks another protocol.
+    said: Mutex<Option<std::time::Instant>>,
 }
 
 impl Peers {
     pub fn new(self_id: u64, cluster: String, connector: Arc<dyn PeerConnector>) -> Self {
-        Self { self_id, cluster, connector, channels: Mutex::new(HashMap::new()) }
+        Self { self_id, cluster, connector, channels: Mutex::new(HashMap::new()), said: Mutex::default() }
     }
 
     fn channels(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (String, Channel)>> {
@@ -102,6 +112,23 @@ impl Peers {
             .max_encoding_message_size(MAX_MESSAGE))
     }
 
+    /// Refuses a peer that speaks another protocol, and says so now and then: peers call many times a second.
+    pub fn check_protocol(&self, from: &str, found: &str) -> Result<(), tonic::Status> {
+        if found.parse() == Ok(PROTOCOL) {
+            return Ok(());
+        }
+        let message = format!(
+            "node {} speaks protocol {PROTOCOL} between hubs, and node {from} protocol {found}: hubs of one federation must run versions that speak the same",
+            self.self_id
+        );
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() > SAY_AGAIN) {
+            *said = Some(std::time::Instant::now());
+            tracing::error!("{message}");
+        }
+        Err(tonic::Status::failed_precondition(message))
+    }
+
     /// Forgets the channel to `id` after it failed, so that the connector is asked again.
     pub fn forget(&self, id: u64) {
         self.channels().remove(&id);
@@ -119,6 +146,7 @@ impl Peers {
         put(PEER_METADATA_CLUSTER, self.cluster.clone());
         put(PEER_METADATA_FROM, self.self_id.to_string());
         put(PEER_METADATA_TO, to.to_string());
+        put(PEER_METADATA_PROTOCOL, PROTOCOL.to_string());
         request
     }
 }

@@ -284,3 +284,32 @@ async fn a_leader_hands_over_and_no_write_is_refused_meanwhile() {
     assert_eq!(leader_of(&one[0].store).await, 1);
     commit(&one[0].store, put("a", "1")).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_of_another_protocol_is_told_so_and_has_no_say() {
+    use fluvial_proto::v1;
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = cluster(1, dir.path(), |_| {}).await;
+    let address = format!("http://{}", nodes[0].config.address);
+    let mut client = v1::peer_service_client::PeerServiceClient::connect(address).await.unwrap();
+    let mut ask = async |protocol: Option<&'static str>| {
+        let vote = v1::RaftVote { term: 1_000_000, node: 2, committed: false };
+        let mut request = tonic::Request::new(v1::PeerVoteRequest { vote: Some(vote), ..Default::default() });
+        let mut put = |name: &'static str, value: &'static str| {
+            request.metadata_mut().insert(name, value.parse().unwrap());
+        };
+        put("fluvial-cluster", "test-cluster");
+        put("fluvial-from", "2");
+        put("fluvial-to", "1");
+        if let Some(protocol) = protocol {
+            put("fluvial-protocol", protocol);
+        }
+        client.vote(request).await
+    };
+    let refused = ask(Some("2")).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("node 2 protocol 2"), "{refused}");
+    assert!(nodes[0].store.leadership().borrow().term < 1_000_000);
+    // A hub from before protocols were numbered speaks the first.
+    ask(None).await.unwrap();
+}

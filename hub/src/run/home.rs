@@ -26,6 +26,9 @@ use zeroize::Zeroizing;
 
 use crate::vault::KEY_BYTES;
 
+/// The format of a data directory, in `hub.json`. Directories from before it was kept are alike.
+pub const FORMAT: u32 = 1;
+
 /// Why a data directory cannot be used.
 #[derive(Debug, Error)]
 pub enum HomeError {
@@ -47,6 +50,10 @@ pub enum HomeError {
         #[source]
         source: serde_json::Error,
     },
+    #[error(
+        "the data directory {path} has format {found}, and this version of Fluvial reads formats up to {FORMAT}: use the version that wrote it, or a newer one"
+    )]
+    Newer { path: PathBuf, found: u32 },
     #[error("{path} must hold {KEY_BYTES} bytes in base64")]
     DataKey { path: PathBuf },
     #[error("reading the authority")]
@@ -69,6 +76,19 @@ pub struct HubRecord {
     pub advertise: String,
     /// It began the fleet.
     pub first: bool,
+}
+
+/// What is read of `hub.json` before anything else, and written into it beside the record.
+#[derive(Serialize, Deserialize)]
+struct Formatted<T> {
+    #[serde(default = "first_format")]
+    format: u32,
+    #[serde(flatten)]
+    record: T,
+}
+
+fn first_format() -> u32 {
+    1
 }
 
 /// The files of one hub.
@@ -127,7 +147,13 @@ impl Home {
             return Err(HomeError::NoHub { path: self.directory.clone() });
         }
         let text = files::read_public(&path)?;
-        serde_json::from_str(&text).map_err(|source| HomeError::Record { path, source })
+        let failed = |source| HomeError::Record { path: path.clone(), source };
+        // Its format first: a newer record may have other fields.
+        let format = serde_json::from_str::<Formatted<serde_json::Value>>(&text).map_err(failed)?.format;
+        if format > FORMAT {
+            return Err(HomeError::Newer { path: self.directory.clone(), found: format });
+        }
+        serde_json::from_str::<Formatted<HubRecord>>(&text).map(|formatted| formatted.record).map_err(failed)
     }
 
     /// Writes who the hub is, after everything else.
@@ -136,8 +162,8 @@ impl Home {
     /// If the disk refuses.
     pub fn write_record(&self, record: &HubRecord) -> Result<(), HomeError> {
         let path = self.file("hub.json");
-        let text =
-            serde_json::to_string_pretty(record).map_err(|source| HomeError::Record { path: path.clone(), source })?;
+        let text = serde_json::to_string_pretty(&Formatted { format: FORMAT, record })
+            .map_err(|source| HomeError::Record { path: path.clone(), source })?;
         Ok(files::write_public(&path, &text)?)
     }
 

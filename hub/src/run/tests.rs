@@ -9,3 +9,4 @@ mod revocation;
 mod rights;
 mod session;
 mod snapshot;
+mod upgrade;
