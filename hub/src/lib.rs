@@ -19,6 +19,7 @@ pub mod objects;
 pub mod oidc;
 pub mod peers;
 pub mod planner;
+pub mod quota;
 pub mod recovery;
 pub mod rights;
 pub mod run;

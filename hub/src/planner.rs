@@ -148,6 +148,7 @@ async fn garbage(context: &PlannerContext, mirror: &Mirror) -> Result<(), Object
     if let Err(error) = crate::api::collect_garbage(&context.objects, context.clock.as_ref()).await {
         warn!(error = %chain(&error), "collecting dependents without owners");
     }
+    crate::quota::refresh(&context.objects).await?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ pub mod jointoken;
 pub mod link;
 pub mod operation;
 pub mod placement;
+pub mod quota;
 pub mod rbac;
 pub mod source;
 pub mod sourcehook;
@@ -43,6 +44,7 @@ pub use self::jointoken::{JoinToken, JoinTokenSpec, JoinTokenStatus};
 pub use self::link::{Link, LinkSpec, LinkStatus};
 pub use self::operation::OperationStatus;
 pub use self::placement::{ClusterChoice, DatasetChoice, Placement, PlacementSpec, PlacementStatus};
+pub use self::quota::{Quota, QuotaSpec, QuotaStatus};
 pub use self::rbac::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 pub use self::source::{EncryptOption, EncryptOptionSource, Mount, SecretKeySelector};
 pub use self::sourcehook::{SourceHook, SourceHookSpec, SourceHookStatus};
@@ -69,6 +71,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<CacheLocation>(),
     Kind::of::<DatasetMount>(),
     Kind::of::<SourceHook>(),
+    Kind::of::<Quota>(),
     Kind::of::<JoinToken>(),
     Kind::of::<Role>(),
     Kind::of::<RoleBinding>(),

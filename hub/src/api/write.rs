@@ -27,6 +27,7 @@ use super::stored::{self, Held};
 use super::{ApiState, grants, protobuf};
 use crate::admission::{self, AdmissionError, Admitted};
 use crate::clock::fresh_uid;
+use crate::quota;
 
 /// How often a write is computed again before the caller hears of the conflict. Each round means that another write
 /// succeeded in between.
@@ -164,6 +165,8 @@ pub async fn create(
         let admitted = admission::check_create(&state.objects, info, &object).await;
         let Admitted { compares, ops } = admitted.map_err(|error| refused(subject.clone(), error))?;
         txn.compares.extend(compares);
+        let counted = quota::admit(&state.objects, info, target.namespace_text(), &name).await?;
+        txn.compares.extend(counted.0);
         let revision = if dry_run {
             if stored::get(&state.objects, target.kind, &key, Consistency::Linearizable).await?.is_some() {
                 return Err(ApiError::AlreadyExists(subject));
@@ -173,6 +176,7 @@ pub async fn create(
             txn.ops
                 .push(Op::Put { key: key.clone(), value: stored::encode(&state.objects, target.kind, &key, &object)? });
             txn.ops.extend(ops);
+            txn.ops.extend(counted.1);
             match state.objects.store.txn(txn).await? {
                 TxnOutcome::Committed { revision } => Some(revision),
                 TxnOutcome::Conflict { key: taken, .. } if taken == key && !generated => {

@@ -14,7 +14,8 @@
 
 use super::{AUTHENTICATED, MASTERS, PolicyRule, RBAC_GROUP, RoleRef, Subject, ungranted};
 use crate::kinds::{
-    ClusterRole, ClusterRoleBinding, DATA_GROUP, FLUVIAL_GROUP, IdentityProvider, JoinToken, KINDS, User, UserToken,
+    ClusterRole, ClusterRoleBinding, DATA_GROUP, FLUVIAL_GROUP, IdentityProvider, JoinToken, KINDS, Quota, User,
+    UserToken,
 };
 use crate::resource::{Kind, KindInfo, Resource as _, Scope, Writers};
 
@@ -49,8 +50,11 @@ fn plurals(group: &str, chosen: impl Fn(&KindInfo) -> bool) -> Vec<&'static str>
 
 /// Reading, or reading and writing, of a namespace's objects of the two groups of data.
 fn of_namespaces(verbs: &[&str], writers: Option<Writers>) -> impl Iterator<Item = PolicyRule> {
-    let chosen =
-        move |info: &KindInfo| info.scope == Scope::Namespaced && writers.is_none_or(|writers| info.writers == writers);
+    // A quota is for the namespace's users, and not theirs to change.
+    let theirs = move |info: &KindInfo| {
+        writers.is_none_or(|writers| info.writers == writers && info.plural != Quota::INFO.plural)
+    };
+    let chosen = move |info: &KindInfo| info.scope == Scope::Namespaced && theirs(info);
     let verbs = texts(verbs);
     [DATA_GROUP, FLUVIAL_GROUP].into_iter().map(move |group| {
         let verbs: Vec<&str> = verbs.iter().map(String::as_str).collect();
@@ -216,6 +220,8 @@ mod tests {
             ("edit", "get", DATA_GROUP, "datasets/file", "n", true),
             ("edit", "create", DATA_GROUP, "datasets", "m", false),
             ("edit", "update", DATA_GROUP, "datasets/status", "n", false),
+            ("view", "get", FLUVIAL_GROUP, "quotas", "n", true),
+            ("admin", "update", FLUVIAL_GROUP, "quotas", "n", false),
             ("edit", "create", RBAC_GROUP, "rolebindings", "n", false),
             ("admin", "create", RBAC_GROUP, "rolebindings", "n", true),
             ("admin", "create", RBAC_GROUP, "clusterrolebindings", "", false),

@@ -1,4 +1,4 @@
-//! What roles and bindings that users write come to.
+//! What roles, bindings and quotas that users write come to.
 
 use axum::body::Body;
 use fluvial_certs::Identity;
@@ -255,4 +255,32 @@ async fn a_user_of_the_hub_has_no_more_groups_than_its_maker_may_act_as() {
     hub.send(by("ann", "PATCH", &format!("{users}/bob"), &json!({ "metadata": { "labels": { "a": "b" } } })))
         .await
         .ok(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_has_no_more_than_its_quota_however_many_ask_at_once() {
+    let hub = Hub::start().await;
+    let quotas = "/apis/fluvial.io/v1alpha1/namespaces/default/quotas";
+    let quota = json!({ "metadata": { "name": "q" }, "spec": { "objects": { "datasets": 3 } } });
+    hub.post(DATASETS, &dataset("first")).await.ok(201);
+    hub.post(quotas, &quota).await.ok(201);
+    let names: Vec<Value> = (0..12).map(|n| dataset(&format!("d{n}"))).collect();
+    let replies = futures::future::join_all(names.iter().map(|one| hub.post(DATASETS, one))).await;
+    let made = replies.iter().filter(|reply| reply.code == 201).count();
+    let refused: Vec<&Reply> = replies.iter().filter(|reply| reply.code == 403).collect();
+    assert!(made <= 2 && !refused.is_empty(), "{made} made");
+    assert!(replies.iter().all(|reply| [201, 403, 409].contains(&reply.code)), "{replies:?}");
+    let message = r#"is forbidden: quota "q" of namespace "default" allows 3 datasets, and 3 are there"#;
+    assert!(refused[0].message().contains(message), "{}", refused[0].message());
+    let all = hub.get(DATASETS).await.ok(200);
+    assert_eq!(all["items"].as_array().unwrap().len(), 1 + made);
+    assert_eq!(hub.get(&format!("{quotas}/q")).await.ok(200)["status"]["objects"]["datasets"], 1 + made);
+    // A dry run is refused alike; another namespace, and another kind, are not counted.
+    assert_eq!(hub.post(&format!("{DATASETS}?dryRun=All"), &dataset("x")).await.code, 403);
+    hub.post(SECRETS, &json!({ "metadata": { "name": "s" } })).await.ok(201);
+    // What is deleted makes room; the status follows.
+    hub.delete(&format!("{DATASETS}/first")).await.ok(200);
+    crate::quota::refresh(&hub.state.objects).await.unwrap();
+    assert_eq!(hub.get(&format!("{quotas}/q")).await.ok(200)["status"]["objects"]["datasets"], made);
+    hub.post(DATASETS, &dataset("second")).await.ok(201);
 }
