@@ -44,7 +44,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::any;
+use axum::routing::{MethodRouter, any};
 use fluvial_model::access::On;
 use fluvial_model::kinds::FLUVIAL_GROUP;
 use fluvial_model::names::printable;
@@ -72,22 +72,27 @@ pub struct ApiState {
 
 /// The API's routes. Other routers may be merged beside it; what nobody serves ends in [`not_found`].
 pub fn router(state: ApiState) -> Router {
-    Router::new()
-        .route("/healthz", any(|| async { "ok" }))
-        .route("/livez", any(|| async { "ok" }))
-        .route("/readyz", any(ready))
-        .route("/version", any(version))
-        .route(special::QUERY_PATH, any(query))
-        .route(special::SCHEMA_PATH, any(query_schema))
-        .route("/api", any(serve))
-        .route("/api/", any(serve))
-        .route("/api/{*rest}", any(serve))
-        .route("/apis", any(serve))
-        .route("/apis/", any(serve))
-        .route("/apis/{*rest}", any(serve))
-        .route("/openapi/{*rest}", any(serve))
-        .fallback(not_found)
-        .with_state(state)
+    let router = routes().into_iter().fold(Router::new(), |router, (path, handler)| router.route(path, handler));
+    router.fallback(not_found).with_state(state)
+}
+
+/// Every route, so that none is without a test of who may call it.
+pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<ApiState>)> {
+    vec![
+        ("/healthz", any(|| async { "ok" })),
+        ("/livez", any(|| async { "ok" })),
+        ("/readyz", any(ready)),
+        ("/version", any(version)),
+        (special::QUERY_PATH, any(query)),
+        (special::SCHEMA_PATH, any(query_schema)),
+        ("/api", any(serve)),
+        ("/api/", any(serve)),
+        ("/api/{*rest}", any(serve)),
+        ("/apis", any(serve)),
+        ("/apis/", any(serve)),
+        ("/apis/{*rest}", any(serve)),
+        ("/openapi/{*rest}", any(serve)),
+    ]
 }
 
 /// The answer to a path that nobody serves.

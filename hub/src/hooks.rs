@@ -48,6 +48,9 @@ const PAGE: usize = 500;
 /// How often a write is computed again because others came between.
 const ROUNDS: usize = 16;
 
+/// The one route.
+pub(crate) const ROUTE: &str = "/apis/fluvial.io/v1alpha1/namespaces/{namespace}/sourcehooks/{name}/notifications";
+
 /// Whether a path is one of these, which need no certificate.
 #[must_use]
 pub fn is_hook(path: &str) -> bool {
@@ -79,9 +82,8 @@ pub fn router(
 ) -> (Router, impl Future<Output = ()> + Send + 'static) {
     let (notices, waiting) = mpsc::channel(WAITING);
     let keeping = keep(objects.clone(), waiting);
-    let path = "/apis/fluvial.io/v1alpha1/namespaces/{namespace}/sourcehooks/{name}/notifications";
     let router =
-        Router::new().route(path, post(notified)).with_state(Hooks { objects, clock, notices }).fallback_service(rest);
+        Router::new().route(ROUTE, post(notified)).with_state(Hooks { objects, clock, notices }).fallback_service(rest);
     (router, keeping)
 }
 

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use fluvial_model::kinds::Dataset;
 use fluvial_model::manifest::{RelativePath, Root};
 use fluvial_model::names::printable;
@@ -82,23 +82,23 @@ impl ViewsState {
 
 /// These calls, and whatever else `rest` answers.
 pub fn router(state: ViewsState, rest: Router) -> Router {
-    const DATASET: &str = "/apis/data.fluid.io/v1alpha1/namespaces/{namespace}/datasets/{name}";
-    Router::new()
-        .route("/apis/fluvial.io/v1alpha1/tokens", post(tokens::create))
-        .route("/apis/fluvial.io/v1alpha1/hubs", get(hubs::list))
-        .route("/apis/fluvial.io/v1alpha1/hubs/{id}", delete(hubs::leave))
-        .route(
-            "/apis/fluvial.io/v1alpha1/users/{name}/credentials",
-            post(credentials::create).delete(credentials::revoke),
-        )
-        .route("/apis/fluvial.io/v1alpha1/hubs/snapshot", post(snapshot::save))
-        .route("/apis/fluvial.io/v1alpha1/hubs/recovery", get(snapshot::recovery).delete(snapshot::settle))
-        .route(&format!("{DATASET}/tree"), get(tree::list))
-        .route(&format!("{DATASET}/diff"), get(tree::diff))
-        .route(&format!("{DATASET}/file"), get(file::read))
-        .route_layer(axum::middleware::from_fn(rights::check))
-        .with_state(state)
-        .fallback_service(rest)
+    let routed = routes().into_iter().fold(Router::new(), |router, (path, handler)| router.route(path, handler));
+    routed.route_layer(axum::middleware::from_fn(rights::check)).with_state(state).fallback_service(rest)
+}
+
+/// Every route, so that none is without a test of who may call it.
+pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<ViewsState>)> {
+    vec![
+        ("/apis/fluvial.io/v1alpha1/tokens", post(tokens::create)),
+        ("/apis/fluvial.io/v1alpha1/hubs", get(hubs::list)),
+        ("/apis/fluvial.io/v1alpha1/hubs/{id}", delete(hubs::leave)),
+        ("/apis/fluvial.io/v1alpha1/users/{name}/credentials", post(credentials::create).delete(credentials::revoke)),
+        ("/apis/fluvial.io/v1alpha1/hubs/snapshot", post(snapshot::save)),
+        ("/apis/fluvial.io/v1alpha1/hubs/recovery", get(snapshot::recovery).delete(snapshot::settle)),
+        ("/apis/data.fluid.io/v1alpha1/namespaces/{namespace}/datasets/{name}/tree", get(tree::list)),
+        ("/apis/data.fluid.io/v1alpha1/namespaces/{namespace}/datasets/{name}/diff", get(tree::diff)),
+        ("/apis/data.fluid.io/v1alpha1/namespaces/{namespace}/datasets/{name}/file", get(file::read)),
+    ]
 }
 
 fn subject(name: &str) -> Subject {

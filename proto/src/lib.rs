@@ -9,3 +9,6 @@ pub mod v1 {
 }
 
 pub mod convert;
+
+/// The path of every method of every service, `/fluvial.v1.SERVICE/METHOD`, as the descriptors have them.
+pub const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));

@@ -4,6 +4,7 @@ mod enrolment;
 mod fixture;
 mod fleet;
 mod hooks;
+mod matrix;
 mod port;
 mod revocation;
 mod rights;

@@ -138,7 +138,7 @@ pub(super) async fn assign(hub: &TestHub, cluster: &str, name: &str, secret: Opt
     (work.id(), revision.0)
 }
 
-async fn put_secret(hub: &TestHub, name: &str, password: &str) -> u64 {
+pub(super) async fn put_secret(hub: &TestHub, name: &str, password: &str) -> u64 {
     let mut secret = Secret { api_version: "v1".into(), kind: "Secret".into(), ..Secret::default() };
     secret.metadata.name = name.into();
     secret.metadata.namespace = "default".into();
