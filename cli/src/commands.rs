@@ -1,6 +1,7 @@
 //! One file for each family of commands.
 
 pub(crate) mod apply;
+pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod cluster;
 pub(crate) mod completion;

@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    apply, backup, cluster, completion, dataset, delete, demo, describe, get, hook, hub, kubeconfig, load, member,
-    migrate, mount, node, op, placement, query, repository, storage, token, up, user, watch,
+    apply, audit, backup, cluster, completion, dataset, delete, demo, describe, get, hook, hub, kubeconfig, load,
+    member, migrate, mount, node, op, placement, query, repository, storage, token, up, user, watch,
 };
 
 /// A federation hub for datasets.
@@ -89,6 +89,8 @@ enum Command {
     Op(op::Command),
     /// Ask the catalog in SQL.
     Query(query::Arguments),
+    /// Show who did what, and whether that record is whole.
+    Audit(audit::Arguments),
     /// Show objects of any kind.
     Get(get::Arguments),
     /// Show one object in full, with what happened to it.
@@ -153,6 +155,7 @@ fn main() -> ExitCode {
                 Command::ServeMount(arguments) => mount::serve(arguments).await,
                 Command::Op(command) => op::run(kubeconfig, command).await,
                 Command::Query(arguments) => query::run(kubeconfig, arguments).await,
+                Command::Audit(arguments) => audit::run(kubeconfig, arguments).await,
                 Command::Get(arguments) => get::run(kubeconfig, arguments).await,
                 Command::Describe(arguments) => describe::run(kubeconfig, arguments).await,
                 Command::Apply(arguments) => apply::run(kubeconfig, arguments).await,

@@ -57,6 +57,7 @@ pub use self::garbage::{Collected, collect_garbage};
 use self::options::Options;
 use self::path::{Part, Target};
 use self::status::{ApiError, Subject, json_response};
+use crate::audit::{Act, Origin};
 use crate::catalog::{QueryEngine, Sight};
 use crate::clock::SharedClock;
 use crate::objects::Objects;
@@ -68,6 +69,24 @@ pub struct ApiState {
     pub objects: Objects,
     pub clock: SharedClock,
     pub catalog: Arc<QueryEngine>,
+}
+
+impl ApiState {
+    /// The same for one call; what it changes is recorded as `verb` on `target`.
+    fn recorded(&self, extensions: &Extensions, verb: Verb, target: &Target) -> Self {
+        let origin = Origin::of(extensions);
+        let part = if target.part == Part::Status { "/status" } else { "" };
+        let act = Act {
+            verb: verb.as_str().to_owned(),
+            api_group: target.kind.info.group.to_owned(),
+            resource: format!("{}{part}", target.kind.info.plural),
+            namespace: target.namespace_text().to_owned(),
+            name: target.name.clone().unwrap_or_default(),
+        };
+        let code = if verb == Verb::Create { StatusCode::CREATED } else { StatusCode::OK };
+        let objects = self.objects.recorded(&origin, act, u32::from(code.as_u16()), &self.clock);
+        Self { objects, ..self.clone() }
+    }
 }
 
 /// The API's routes. Other routers may be merged beside it; what nobody serves ends in [`not_found`].
@@ -205,7 +224,8 @@ async fn answer(state: &ApiState, request: Request) -> Result<Response, ApiError
     let name = target.name.as_deref().unwrap_or_default();
     allowed(&parts.extensions, verb, target.on(), Some(Subject::new(&target.kind.info, name)))?;
     tracing::debug!(verb = verb.as_str(), kind = target.kind.info.kind, name = ?target.name, "API call");
-    act(state, &target, verb, &options, &parts, body).await
+    let recorded = verb.changes().then(|| state.recorded(&parts.extensions, verb, &target));
+    act(recorded.as_ref().unwrap_or(state), &target, verb, &options, &parts, body).await
 }
 
 /// What a method means on a target.

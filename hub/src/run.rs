@@ -49,6 +49,7 @@ pub(crate) use renewal::issue;
 pub(crate) use setup::advertised;
 
 use crate::api::ApiState;
+use crate::audit::Notes;
 use crate::blocks::{BlockError, Blocks};
 use crate::clock::{SharedClock, SystemClock};
 use crate::enrol::revocations::RevocationWatcher;
@@ -157,6 +158,7 @@ pub struct RunningHub {
     liveness: Arc<Liveness>,
     server: RunningServer,
     sessions: Sessions,
+    notes: Notes,
     cancel: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -231,8 +233,9 @@ impl Hub {
         );
         let secrets = HubSecrets { ca_key: authority.key_pem(), data_key, cluster_id: record.cluster_id.clone() };
         let sessions = Sessions::new(context.clone());
+        let notes = Notes::new(shared.clone());
         let grpc = Routes::new(peer_service(&store))
-            .add_service(JoinServiceServer::new(Joins::new(issuer.clone(), membership, secrets)))
+            .add_service(JoinServiceServer::new(Joins::new(issuer.clone(), membership, secrets, notes.clone())))
             .add_service(NodeServiceServer::new(NodeCalls::new(issuer.clone())))
             .add_service(
                 AgentServiceServer::new(sessions.clone())
@@ -259,7 +262,7 @@ impl Hub {
         let services = Services { grpc, rest };
         let guard = Guard { credentials: credentials.clone(), trust_domain, denied, denied_changed };
         let rights = Rights::default();
-        let server = server::serve(listener, guard, services, rights.clone(), clock.clone())
+        let server = server::serve(listener, guard, services, rights.clone(), notes.clone(), clock.clone())
             .map_err(|source| RunError::Listen { address: record.listen.to_string(), source })?;
 
         let cancel = CancellationToken::new();
@@ -268,6 +271,7 @@ impl Hub {
         tasks.spawn(rights.run(shared.clone()));
         tasks.spawn(setup::keep_roles(objects.clone(), clock.clone()));
         tasks.spawn(notices);
+        tasks.spawn(notes.clone().run());
         tasks.spawn(context.secrets.clone().run(shared));
         tasks.spawn(context.rates.clone().run(objects.clone()));
         tasks.spawn(recovery::follow(objects.clone(), clock.clone(), now_recovering));
@@ -283,7 +287,7 @@ impl Hub {
         }
         tracing::info!(id = record.node_id, address = %server.address(), "hub started");
         let liveness = context.liveness;
-        Ok(RunningHub { record, store, objects, liveness, server, sessions, cancel, tasks: tasks.set })
+        Ok(RunningHub { record, store, objects, liveness, server, sessions, notes, cancel, tasks: tasks.set })
     }
 }
 
@@ -403,6 +407,7 @@ impl RunningHub {
                 tracing::error!(%error, "a task of the hub failed");
             }
         }
+        self.notes.finish().await;
         self.store.shutdown().await;
     }
 }

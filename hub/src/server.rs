@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 
 pub use fluvial_certs::listen::{Guard, Peer, RunningServer};
 
+use crate::audit::Notes;
 use crate::clock::SharedClock;
 use crate::rights::Rights;
 
@@ -30,7 +31,7 @@ pub struct Services {
     pub rest: axum::Router,
 }
 
-/// Serves `services` on `listener`, to those who have `rights`.
+/// Serves `services` on `listener`, to those who have `rights`; what is refused, and when, is told to `notes`.
 ///
 /// # Errors
 /// If the listener has no address.
@@ -39,9 +40,16 @@ pub fn serve(
     guard: Guard,
     services: Services,
     rights: Rights,
+    notes: Notes,
     clock: SharedClock,
 ) -> io::Result<RunningServer> {
-    let front =
-        front::Front { guard: guard.clone(), services: Arc::new(services), rights, providers: Arc::default(), clock };
+    let front = front::Front {
+        guard: guard.clone(),
+        services: Arc::new(services),
+        rights,
+        notes,
+        providers: Arc::default(),
+        clock,
+    };
     fluvial_certs::listen::serve(listener, guard, Arc::new(front), MAX_CONNECTIONS)
 }

@@ -39,6 +39,7 @@ pub use rates::Rates;
 pub use registry::{AskError, Registry};
 pub use secrets::SecretChanges;
 
+use crate::audit::Origin;
 use crate::blocks::{BlockError, Blocks, block_hash};
 use crate::enrol::Issuer;
 use crate::liveness::Liveness;
@@ -114,6 +115,11 @@ fn caller<T>(request: &Request<T>) -> Result<String, Status> {
     }
 }
 
+/// Who calls, for the audit trail.
+fn origin<T>(request: &Request<T>) -> Origin {
+    request.extensions().get::<Origin>().cloned().unwrap_or_default()
+}
+
 fn store_status(error: &StoreError) -> Status {
     match error {
         StoreError::Unavailable { .. } | StoreError::UnknownOutcome { .. } | StoreError::Compacted { .. } => {
@@ -167,7 +173,8 @@ impl AgentService for Sessions {
         if found.map_err(|error| object_status(&error))?.is_none() {
             return Err(Status::permission_denied(format!("cluster \"{name}\" was removed: join again")));
         }
-        let certificate = issuer.issue(&csr, &Identity::Cluster { name }, None).await?;
+        let origin = origin(&request);
+        let certificate = issuer.issue(&csr, &Identity::Cluster { name }, None, &origin).await?;
         Ok(Response::new(v1::RenewResponse { certificate, ca: issuer.roots() }))
     }
 

@@ -1,7 +1,7 @@
 //! ② The catalog's tables: what SQL sees of the objects, as a pure projection.
 //!
 //! `fluvial-raft` applies a write and, in the same SQLite transaction, replaces the rows that the written key projects
-//! to. The tables can be rebuilt from the objects at any time, so nothing is kept here alone.
+//! to. The tables can be rebuilt from the objects at any time, so nothing is kept here alone; [`AUDIT`] is another matter.
 //!
 //! Deliberately absent: SQL text other than names and types, and secrets (a Secret projects to nothing).
 
@@ -102,6 +102,33 @@ const fn integer(name: &'static str) -> Column {
 const fn real(name: &'static str) -> Column {
     Column { name, kind: ColumnType::Real }
 }
+
+/// The audit trail, record by record ([`crate::audit`]). No object projects to it: it is appended to.
+/// Who may list the resource `audit` sees it.
+pub const AUDIT: Table = Table {
+    name: "audit",
+    rows: Rows::Fleet(FLUVIAL_GROUP, "audit"),
+    columns: &[
+        integer("sequence"),
+        text("time"),
+        text("user"),
+        text("groups"),
+        text("address"),
+        text("request"),
+        text("verb"),
+        text("api_group"),
+        text("resource"),
+        text("namespace"),
+        text("name"),
+        integer("code"),
+        integer("revision"),
+        integer("count"),
+        text("message"),
+        text("previous"),
+        text("hash"),
+    ],
+    indexes: &[],
+};
 
 /// Every table of the catalog.
 pub const TABLES: &[Table] = &[
@@ -288,6 +315,7 @@ pub const TABLES: &[Table] = &[
         ],
         indexes: &[&["namespace", "name"]],
     },
+    AUDIT,
 ];
 
 /// The rows that the object stored at `key` shows in the catalog. Unknown keys and values that are not objects project

@@ -1,13 +1,14 @@
 //! The words and the decisions of Fluvial, pure: data in, data out.
 //!
-//! Reading order follows the path: [`kinds`] (① what users write), [`access`] (① who may), [`store`] and [`catalog`]
-//! (② what is kept), [`placement`], [`route`], [`migration`], [`bandwidth`], [`backup`], [`loading`] and [`upkeep`]
+//! Reading order follows the path: [`kinds`] (① what users write), [`access`] (① who may), [`store`], [`catalog`] and
+//! [`audit`] (② what is kept), [`placement`], [`route`], [`migration`], [`bandwidth`], [`backup`], [`loading`] and [`upkeep`]
 //! (③ what is decided), [`desired`] (④ what an agent is told), [`manifest`] (⑤ what a version of a dataset is), [`report`]
 //! (⑦ what agents say) and [`liveness`] (⑧ what it means).
 //!
 //! Deliberately absent: I/O of any kind, clocks, randomness, logging. Time and ids are arguments.
 
 pub mod access;
+pub mod audit;
 pub mod backup;
 pub mod bandwidth;
 pub mod catalog;

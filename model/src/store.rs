@@ -12,6 +12,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit;
+
 /// A point in the store's history. 0 is "before anything"; the first transaction that writes makes revision 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Revision(pub u64);
@@ -98,6 +100,8 @@ impl Op {
 pub struct Txn {
     pub compares: Vec<Compare>,
     pub ops: Vec<Op>,
+    /// What the audit trail is to say of it, if it happens.
+    pub audit: Vec<audit::Entry>,
 }
 
 impl Txn {
@@ -105,7 +109,11 @@ impl Txn {
     #[must_use]
     pub fn create(key: impl Into<String>, value: Vec<u8>) -> Self {
         let key = key.into();
-        Self { compares: vec![Compare::Absent { key: key.clone() }], ops: vec![Op::Put { key, value }] }
+        Self {
+            compares: vec![Compare::Absent { key: key.clone() }],
+            ops: vec![Op::Put { key, value }],
+            ..Self::default()
+        }
     }
 
     /// Replaces `key`, last written at `revision`.
@@ -115,6 +123,7 @@ impl Txn {
         Self {
             compares: vec![Compare::UnchangedSince { key: key.clone(), revision }],
             ops: vec![Op::Put { key, value }],
+            ..Self::default()
         }
     }
 
@@ -122,7 +131,11 @@ impl Txn {
     #[must_use]
     pub fn delete(key: impl Into<String>, revision: Revision) -> Self {
         let key = key.into();
-        Self { compares: vec![Compare::UnchangedSince { key: key.clone(), revision }], ops: vec![Op::Delete { key }] }
+        Self {
+            compares: vec![Compare::UnchangedSince { key: key.clone(), revision }],
+            ops: vec![Op::Delete { key }],
+            ..Self::default()
+        }
     }
 
     /// The first key that is written twice, if any: such a transaction is malformed.

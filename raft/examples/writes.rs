@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use fluvial_model::audit::Entry;
 use fluvial_raft::{Consistency, RaftStore, Store};
 
 #[path = "../tests/common/mod.rs"]
@@ -19,7 +20,27 @@ const CASE: Duration = Duration::from_secs(4);
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Write,
+    /// With a record for the audit trail.
+    Audited,
     Read,
+}
+
+/// What the API says of a change.
+fn entry(number: u64) -> Entry {
+    Entry {
+        user: "user/admin".into(),
+        groups: vec!["system:masters".into()],
+        address: "10.0.0.1:50000".into(),
+        request: format!("{number:016x}"),
+        verb: "create".into(),
+        api_group: "data.fluid.io".into(),
+        resource: "datasets".into(),
+        namespace: "default".into(),
+        name: format!("dataset-{number}"),
+        code: 201,
+        count: 1,
+        ..Entry::default()
+    }
 }
 
 async fn measure(store: &RaftStore, kind: Kind, clients: usize) -> (f64, Duration, Duration) {
@@ -35,6 +56,11 @@ async fn measure(store: &RaftStore, kind: Kind, clients: usize) -> (f64, Duratio
                     let start = Instant::now();
                     match kind {
                         Kind::Write => drop(commit(&store, put(key, vec![b'v'; 256])).await.unwrap()),
+                        Kind::Audited => {
+                            let mut txn = put(key, vec![b'v'; 256]);
+                            txn.audit.push(entry(number));
+                            commit(&store, txn).await.unwrap();
+                        }
                         Kind::Read => drop(store.get(&key, Consistency::Linearizable).await.unwrap()),
                     }
                     times.push(start.elapsed());
@@ -60,10 +86,10 @@ async fn main() {
     let leader = leader_of(&nodes[0].store).await;
     let pick = |leads: bool| nodes.iter().find(|node| (node.id == leader) == leads).unwrap().store.clone();
     for (place, store) in [("leader", pick(true)), ("follower", pick(false))] {
-        for (what, kind) in [("write", Kind::Write), ("read", Kind::Read)] {
+        for (what, kind) in [("write", Kind::Write), ("audited", Kind::Audited), ("read", Kind::Read)] {
             for clients in [1, 64, 256] {
                 let (rate, median, tail) = measure(&store, kind, clients).await;
-                println!("{place:8} {what}-{clients:<3} {rate:8.0}/s  p50 {median:9.3?}  p99 {tail:9.3?}");
+                println!("{place:8} {what:>7}-{clients:<3} {rate:8.0}/s  p50 {median:9.3?}  p99 {tail:9.3?}");
             }
         }
     }

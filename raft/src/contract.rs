@@ -15,7 +15,7 @@ use crate::store::{Consistency, ListRequest, MAX_TXN_BYTES, Store, StoreError, W
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn put(key: &str, value: &str) -> Txn {
-    Txn { compares: vec![], ops: vec![Op::Put { key: key.into(), value: value.into() }] }
+    Txn { compares: vec![], ops: vec![Op::Put { key: key.into(), value: value.into() }], ..Txn::default() }
 }
 
 async fn commit(store: &dyn Store, txn: Txn) -> Revision {
@@ -71,6 +71,7 @@ async fn a_transaction_writes_all_or_nothing(store: &dyn Store) {
             Op::Put { key: "atomic/a".into(), value: b"1".to_vec() },
             Op::Put { key: "atomic/b".into(), value: b"2".to_vec() },
         ],
+        ..Txn::default()
     };
     let revision = commit(store, both.clone()).await;
     assert_eq!(get(store, "atomic/a").await, Some(kv("atomic/a", "1", revision, revision)));
@@ -103,7 +104,7 @@ async fn a_conflict_tells_what_is_there(store: &dyn Store) {
             Compare::UnchangedSince { key: "conflict/none".into(), revision: second },
             Compare::Absent { key: "conflict/a".into() },
         ],
-        ops: vec![],
+        ..Txn::default()
     };
     assert_eq!(store.txn(two).await.unwrap(), TxnOutcome::Conflict { key: "conflict/none".into(), current: None });
 }
@@ -113,7 +114,7 @@ async fn revisions_grow_by_one_per_change(store: &dyn Store) {
     assert_eq!(commit(store, put("grow/a", "2")).await, first.next());
     // Nothing changes: the revision stays.
     assert_eq!(commit(store, Txn::default()).await, first.next());
-    let absent = Txn { compares: vec![], ops: vec![Op::Delete { key: "grow/none".into() }] };
+    let absent = Txn { compares: vec![], ops: vec![Op::Delete { key: "grow/none".into() }], ..Txn::default() };
     assert_eq!(commit(store, absent).await, first.next());
     assert_eq!(commit(store, put("grow/b", "1")).await, first.next().next());
 }
@@ -135,7 +136,11 @@ async fn malformed_and_oversized_requests_are_refused(store: &dyn Store) {
     assert!(matches!(store.txn(twice).await, Err(StoreError::Malformed { .. })));
     assert!(matches!(store.txn(put("", "1")).await, Err(StoreError::Malformed { .. })));
     assert!(matches!(store.txn(put(&"k".repeat(5000), "1")).await, Err(StoreError::TooLarge { .. })));
-    let huge = Txn { compares: vec![], ops: vec![Op::Put { key: "bad/b".into(), value: vec![0; MAX_TXN_BYTES + 1] }] };
+    let huge = Txn {
+        compares: vec![],
+        ops: vec![Op::Put { key: "bad/b".into(), value: vec![0; MAX_TXN_BYTES + 1] }],
+        ..Txn::default()
+    };
     assert!(matches!(store.txn(huge).await, Err(StoreError::TooLarge { limit: MAX_TXN_BYTES, .. })));
     assert_eq!(commit(store, Txn::default()).await, before);
 }
@@ -151,7 +156,7 @@ async fn a_listing_is_cut_into_pages_at_one_revision(store: &dyn Store) {
     assert_eq!((first.more, first.remaining), (true, 4));
     // What happens between the pages is not in them.
     commit(store, put("page/3", "new")).await;
-    commit(store, Txn { compares: vec![], ops: vec![Op::Delete { key: "page/4".into() }] }).await;
+    commit(store, Txn { compares: vec![], ops: vec![Op::Delete { key: "page/4".into() }], ..Txn::default() }).await;
     commit(store, put("page/45", "new")).await;
     let second = store
         .list(ListRequest {
@@ -223,6 +228,7 @@ async fn a_watch_is_ordered_whole_and_resumable(store: &dyn Store) {
                     Op::Put { key: b.clone(), value: vec![number] },
                     Op::Put { key: a.clone(), value: vec![number] },
                 ],
+                ..Txn::default()
             },
         )
         .await;

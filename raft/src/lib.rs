@@ -32,6 +32,7 @@ mod seed;
 mod server;
 mod snapshot;
 pub mod store;
+mod trail;
 mod transport;
 mod types;
 mod watch;

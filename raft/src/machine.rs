@@ -24,6 +24,7 @@ use crate::health::Health;
 use crate::query;
 use crate::schema::{self, StateRow, read_state, replace_rows, signed, write_state};
 use crate::snapshot::{SnapshotBuilder, SnapshotFile, Snapshots, copy_checked};
+use crate::trail;
 use crate::types::{
     Applied, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, entry_bytes, log_id_in, log_id_out,
     stored_membership_in, stored_membership_out,
@@ -215,6 +216,7 @@ fn apply_txn(db: &Connection, at: &mut Position, txn: Txn, events: &mut Vec<Arc<
             return Ok(Applied::Txn(TxnOutcome::Conflict { key: compare.key().to_owned(), current }));
         }
     }
+    let audit = txn.audit;
     let revision = Revision(at.revision + 1);
     let mut changes = Vec::with_capacity(txn.ops.len());
     for op in txn.ops {
@@ -228,6 +230,7 @@ fn apply_txn(db: &Connection, at: &mut Position, txn: Txn, events: &mut Vec<Arc<
         changes.sort_by(|a, b| a.key.cmp(&b.key));
         events.append(&mut changes);
     }
+    trail::append(db, at.revision, audit)?;
     Ok(Applied::Txn(TxnOutcome::Committed { revision: Revision(at.revision) }))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `fv_objects` is the current state; `fv_history` says, for each change, what the key held before, so that an older
 //! state is the current one with the later changes undone, and forgetting history is deleting its oldest rows.
-//! Each table of `model::catalog` is `fv_row_<name>` with the object's key beside the columns, and a view `<name>`.
+//! `fv_row_audit` is the audit trail ([`trail`]). Every other table of `model::catalog` is `fv_row_<name>` with the object's key beside the columns, and a view `<name>`.
 //!
 //! Invariants: `fv_state` is written in the transaction of the data it speaks of; the projected rows are those of the
 //! current objects, and are rebuilt when what is projected has changed.
@@ -10,11 +10,13 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use fluvial_model::catalog::{Cell, ColumnType, TABLES, project};
+use fluvial_model::catalog::{AUDIT, Cell, ColumnType, TABLES, Table, project};
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
 
 use crate::database;
+
+use crate::trail;
 
 /// The format of the tables below.
 const FORMAT: i64 = 1;
@@ -55,6 +57,7 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
            PRIMARY KEY (revision, key)) WITHOUT ROWID;
          CREATE INDEX IF NOT EXISTS fv_history_key ON fv_history (key, revision);",
     )?;
+    trail::create(&db)?;
     db.execute(
         "INSERT OR IGNORE INTO fv_state (one, format, revision, compacted, projection) VALUES (1, ?1, 0, 0, '')",
         [FORMAT],
@@ -96,29 +99,37 @@ fn row_table(name: &str) -> String {
 
 fn create_projection(db: &Connection) -> rusqlite::Result<()> {
     for table in TABLES {
-        let rows = row_table(table.name);
-        let mut sql = format!("CREATE TABLE {rows} (fv_key BLOB NOT NULL");
-        for column in table.columns {
-            let kind = match column.kind {
-                ColumnType::Text => "TEXT",
-                ColumnType::Integer => "INTEGER",
-                ColumnType::Real => "REAL",
-            };
-            // Writing to a String cannot fail.
-            let _ = write!(sql, ", {} {kind}", quoted(column.name));
-        }
-        sql.push_str(");");
-        let _ = write!(sql, "CREATE INDEX {} ON {rows} (fv_key);", quoted(&format!("fv_row_{}_key", table.name)));
-        for (number, index) in table.indexes.iter().enumerate() {
-            let columns: Vec<String> = index.iter().map(|column| quoted(column)).collect();
-            let name = quoted(&format!("fv_row_{}_{number}", table.name));
-            let _ = write!(sql, "CREATE INDEX {name} ON {rows} ({});", columns.join(", "));
-        }
+        // The trail has a table of its own, which is no projection.
+        let mut sql = if *table == AUDIT { String::new() } else { table_sql(table) };
         let columns: Vec<String> = table.columns.iter().map(|column| quoted(column.name)).collect();
-        let _ = write!(sql, "CREATE VIEW {} AS SELECT {} FROM {rows};", quoted(table.name), columns.join(", "));
+        let (view, columns, rows) = (quoted(table.name), columns.join(", "), row_table(table.name));
+        // Writing to a String cannot fail.
+        let _ = write!(sql, "CREATE VIEW {view} AS SELECT {columns} FROM {rows};");
         db.execute_batch(&sql)?;
     }
     Ok(())
+}
+
+/// The statements that make a projected table and its indexes.
+fn table_sql(table: &Table) -> String {
+    let rows = row_table(table.name);
+    let mut sql = format!("CREATE TABLE {rows} (fv_key BLOB NOT NULL");
+    for column in table.columns {
+        let kind = match column.kind {
+            ColumnType::Text => "TEXT",
+            ColumnType::Integer => "INTEGER",
+            ColumnType::Real => "REAL",
+        };
+        let _ = write!(sql, ", {} {kind}", quoted(column.name));
+    }
+    sql.push_str(");");
+    let _ = write!(sql, "CREATE INDEX {} ON {rows} (fv_key);", quoted(&format!("fv_row_{}_key", table.name)));
+    for (number, index) in table.indexes.iter().enumerate() {
+        let columns: Vec<String> = index.iter().map(|column| quoted(column)).collect();
+        let name = quoted(&format!("fv_row_{}_{number}", table.name));
+        let _ = write!(sql, "CREATE INDEX {name} ON {rows} ({});", columns.join(", "));
+    }
+    sql
 }
 
 /// Drops every projected table and view and makes them anew from the objects.
@@ -126,9 +137,9 @@ fn rebuild(db: &mut Connection) -> rusqlite::Result<()> {
     let txn = db.transaction()?;
     let old: Vec<(String, String)> = txn
         .prepare(
-            "SELECT type, name FROM sqlite_schema WHERE type = 'view' OR (type = 'table' AND name GLOB 'fv_row_*')",
+            "SELECT type, name FROM sqlite_schema WHERE type = 'view' OR (type = 'table' AND name GLOB 'fv_row_*' AND name <> ?1)",
         )?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .query_map([trail::TABLE], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
     for (kind, name) in old {
         txn.execute_batch(&format!("DROP {kind} {}", quoted(&name)))?;

@@ -181,7 +181,11 @@ pub trait Store: Send + Sync + 'static {
 /// Whether a transaction is within the limits and means something.
 pub(crate) fn check_txn(txn: &Txn) -> Result<(), StoreError> {
     use fluvial_model::store::{Compare, Op};
-    for (what, size) in [("the number of compares", txn.compares.len()), ("the number of writes", txn.ops.len())] {
+    for (what, size) in [
+        ("the number of compares", txn.compares.len()),
+        ("the number of writes", txn.ops.len()),
+        ("the number of audit entries", txn.audit.len()),
+    ] {
         if size > MAX_TXN_OPS {
             return Err(StoreError::TooLarge { what, size, limit: MAX_TXN_OPS });
         }

@@ -88,6 +88,16 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// Whether it changes something.
+    #[must_use]
+    pub const fn changes(self) -> bool {
+        match self {
+            Self::Create | Self::Update | Self::Patch | Self::Delete | Self::DeleteCollection => true,
+            Self::Get | Self::List | Self::Watch | Self::Query => false,
+            Self::Bind | Self::Escalate | Self::Impersonate => false,
+        }
+    }
+
     /// The word for it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

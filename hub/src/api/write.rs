@@ -160,7 +160,7 @@ pub async fn create(
         validate(target, &name, &object, None)?;
         grants::check(&parts.extensions, target, &object, None)?;
         let key = info.key(target.namespace_text(), &name);
-        let mut txn = Txn { compares: vec![Compare::Absent { key: key.clone() }], ops: Vec::new() };
+        let mut txn = Txn { compares: vec![Compare::Absent { key: key.clone() }], ops: Vec::new(), ..Txn::default() };
         txn.compares.extend(in_living_namespace(state, target).await?);
         let admitted = admission::check_create(&state.objects, info, &object).await;
         let Admitted { compares, ops } = admitted.map_err(|error| refused(subject.clone(), error))?;

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use fluvial_certs::authority;
 use fluvial_certs::{Authority, Csr, Identity, SubjectAltName, csr};
+use fluvial_model::store::Txn;
 use fluvial_raft::{Consistency, StoreError};
 use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 use tonic::Status;
 
 use super::revocations::{Revocation, RevocationError, revocation_key};
+use crate::audit::{Act, Origin};
 use crate::clock::SharedClock;
 use crate::objects::Objects;
 use crate::peers::split_address;
@@ -32,7 +34,7 @@ pub enum IssueError {
         #[source]
         source: RevocationError,
     },
-    #[error("reading whether {identity} was revoked")]
+    #[error("reading whether {identity} was revoked, or recording its certificate")]
     Store {
         identity: String,
         #[source]
@@ -78,14 +80,20 @@ impl Issuer {
         Csr::from_pem(request).map_err(IssueError::Request)
     }
 
-    /// A certificate for `identity`, in PEM; `address` is where a hub listens.
+    /// A certificate for `identity`, in PEM; `address` is where a hub listens, `origin` who asked for it.
     ///
     /// It is dated after whatever was revoked of the same identity, so that a hub with a slow clock does not issue
     /// what is denied already.
     ///
     /// # Errors
     /// If the authority refuses or the store does not answer.
-    pub async fn issue(&self, csr: &Csr, identity: &Identity, address: Option<&str>) -> Result<String, IssueError> {
+    pub async fn issue(
+        &self,
+        csr: &Csr,
+        identity: &Identity,
+        address: Option<&str>,
+        origin: &Origin,
+    ) -> Result<String, IssueError> {
         let name = || identity.path();
         let key = revocation_key(identity);
         let stored = self.objects.store.get(&key, Consistency::Linearizable).await;
@@ -95,7 +103,13 @@ impl Issuer {
         let now = dated_after(self.clock.now(), revoked.map(|r| r.before));
         let names = address.map(server_names).unwrap_or_default();
         let leaf = self.authority.issue(csr, identity, &names, now, self.lifetime);
-        leaf.map(|leaf| leaf.cert_pem).map_err(|source| IssueError::Issue { identity: name(), source })
+        let leaf = leaf.map_err(|source| IssueError::Issue { identity: name(), source })?;
+        // Recorded before it is handed out; a certificate that nobody got does no harm.
+        let mut entry = origin.entry(&Act::of_fleet("issue", "certificates", &name()), 201, self.clock.now());
+        entry.add(&format!("serial {}, until {}", leaf.serial, leaf.not_after));
+        let recorded = self.objects.store.txn(Txn { audit: vec![entry], ..Txn::default() }).await;
+        recorded.map_err(|source| IssueError::Store { identity: name(), source })?;
+        Ok(leaf.cert_pem)
     }
 
     /// The roots that everyone trusts, in PEM.

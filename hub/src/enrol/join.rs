@@ -27,6 +27,8 @@ use zeroize::Zeroizing;
 
 use super::issuer::Issuer;
 use super::rate::JoinRate;
+use crate::audit::call::http_code;
+use crate::audit::{Act, Notes, Origin};
 use crate::clock::fresh_uid;
 use crate::objects::{ObjectError, Objects, Stored};
 use crate::peers::{Membership, split_address};
@@ -80,6 +82,7 @@ pub struct Joins {
     membership: Arc<dyn Membership>,
     secrets: HubSecrets,
     rate: JoinRate,
+    notes: Notes,
 }
 
 /// What a good token brought about.
@@ -87,6 +90,30 @@ enum Admitted {
     Cluster { name: String },
     Node { cluster: String, name: String },
     Hub { id: u64, address: String },
+}
+
+/// A good token that is to be used.
+struct Consumption<'a> {
+    token: Stored<kinds::JoinToken>,
+    csr: &'a Csr,
+    now: Timestamp,
+    origin: &'a Origin,
+}
+
+impl Admitted {
+    /// Who the newcomer becomes.
+    fn identity(&self) -> Identity {
+        match self {
+            Self::Cluster { name } => Identity::Cluster { name: name.clone() },
+            Self::Node { cluster, name } => Identity::Node { cluster: cluster.clone(), name: name.clone() },
+            Self::Hub { id, .. } => Identity::Hub { id: *id },
+        }
+    }
+}
+
+/// The use of a token, for the audit trail.
+fn act(token: &str) -> Act {
+    Act::of_fleet("consume", "jointokens", token)
 }
 
 /// What a transaction came to.
@@ -98,17 +125,17 @@ enum Step {
 
 impl Joins {
     #[must_use]
-    pub fn new(issuer: Issuer, membership: Arc<dyn Membership>, secrets: HubSecrets) -> Self {
-        Self { objects: issuer.objects.clone(), issuer, membership, secrets, rate: JoinRate::default() }
+    pub fn new(issuer: Issuer, membership: Arc<dyn Membership>, secrets: HubSecrets, notes: Notes) -> Self {
+        Self { objects: issuer.objects.clone(), issuer, membership, secrets, rate: JoinRate::default(), notes }
     }
 
-    async fn admit(&self, request: &v1::JoinRequest) -> Result<(Csr, Admitted), Status> {
+    async fn admit(&self, request: &v1::JoinRequest, origin: &Origin) -> Result<(Csr, Admitted), Status> {
         let token: JoinToken =
             request.token.parse().map_err(|e: fluvial_certs::token::Error| Status::invalid_argument(e.to_string()))?;
         let csr = self.issuer.read(&request.csr)?;
         let purpose = purpose(request)?;
         for _ in 0..TRIES {
-            match self.try_admit(&token, &csr, purpose.as_ref(), request).await? {
+            match self.try_admit(&token, &csr, purpose.as_ref(), request, origin).await? {
                 Step::Done(admitted) => return Ok((csr, admitted)),
                 Step::Again => {}
             }
@@ -122,6 +149,7 @@ impl Joins {
         csr: &Csr,
         asked: Option<&Purpose>,
         request: &v1::JoinRequest,
+        origin: &Origin,
     ) -> Result<Step, Status> {
         let address = request.hub_address.as_str();
         let found = self.objects.get::<kinds::JoinToken>("", token.id(), Consistency::Linearizable).await;
@@ -132,18 +160,19 @@ impl Joins {
         let purpose = asked.cloned().unwrap_or_else(|| named_by(&record));
         let judged = verdict(&record, token, &csr.key_hash(), &purpose, now).map_err(refused)?;
         let Some(stored) = stored else { return Err(refused(Refusal::WrongSecret)) };
+        let with = Consumption { token: stored, csr, now, origin };
         match (judged, &purpose) {
             (Verdict::Consume, Purpose::Cluster(name)) if request.node.is_empty() => {
                 let writes = self.cluster_writes(name, now).await?;
-                self.consume(stored, csr, now, Admitted::Cluster { name: name.clone() }, writes).await
+                self.consume(with, Admitted::Cluster { name: name.clone() }, writes).await
             }
             (Verdict::Consume, Purpose::Cluster(name)) => {
                 let writes = self.node_writes(name).await?;
-                self.consume(stored, csr, now, node(name, request), writes).await
+                self.consume(with, node(name, request), writes).await
             }
             (Verdict::Consume, Purpose::Hub) => {
                 let (id, writes) = self.hub_writes(token.id(), address).await?;
-                self.consume(stored, csr, now, Admitted::Hub { id, address: address.to_owned() }, writes).await
+                self.consume(with, Admitted::Hub { id, address: address.to_owned() }, writes).await
             }
             (Verdict::Reissue, Purpose::Cluster(name)) if !request.node.is_empty() => {
                 Ok(Step::Done(node(name, request)))
@@ -154,14 +183,11 @@ impl Joins {
     }
 
     /// Marks the token used and makes the writes, or neither.
-    async fn consume(
-        &self,
-        token: Stored<kinds::JoinToken>,
-        csr: &Csr,
-        now: Timestamp,
-        admitted: Admitted,
-        mut writes: Txn,
-    ) -> Result<Step, Status> {
+    async fn consume(&self, with: Consumption<'_>, admitted: Admitted, mut writes: Txn) -> Result<Step, Status> {
+        let Consumption { token, csr, now, origin } = with;
+        let mut entry = origin.entry(&act(&token.object.metadata.name), 200, now);
+        entry.add(&admitted.identity().path());
+        writes.audit.push(entry);
         let mut used = token.object;
         used.status = Some(JoinTokenStatus { used_by: csr.key_hash(), used_at: Some(now) });
         let key = used.key();
@@ -207,7 +233,7 @@ impl Joins {
             .status
             .get_or_insert_with(|| ClusterStatus { platform: "unknown".to_owned(), ..ClusterStatus::default() });
         let value = self.objects.encode(&cluster).map_err(unavailable)?;
-        Ok(Txn { compares: vec![compare], ops: vec![Op::Put { key, value }] })
+        Ok(Txn { compares: vec![compare], ops: vec![Op::Put { key, value }], ..Txn::default() })
     }
 
     /// A node joins a cluster that has an agent, and changes nothing of it.
@@ -216,7 +242,7 @@ impl Joins {
         match stored {
             Some(Stored { object, revision }) if object.metadata.deletion_timestamp.is_none() => {
                 let compare = Compare::UnchangedSince { key: object.key(), revision };
-                Ok(Txn { compares: vec![compare], ops: Vec::new() })
+                Ok(Txn { compares: vec![compare], ops: Vec::new(), ..Txn::default() })
             }
             Some(_) => Err(Status::failed_precondition(format!("cluster \"{cluster}\" is being removed"))),
             None => Err(Status::failed_precondition(format!(
@@ -250,7 +276,16 @@ impl Joins {
         Ok(Step::Done(Admitted::Hub { id: hub.id, address: hub.address }))
     }
 
-    async fn welcome(&self, csr: &Csr, admitted: Admitted) -> Result<v1::JoinResponse, Status> {
+    /// Notes that a token was refused.
+    fn note(&self, origin: &Origin, token: &str, status: &Status) {
+        let code = http_code(status.code());
+        let mut entry = origin.entry(&act(token), code, self.issuer.clock.now());
+        entry.add(status.message());
+        self.notes.put(entry);
+    }
+
+    async fn welcome(&self, csr: &Csr, admitted: Admitted, origin: &Origin) -> Result<v1::JoinResponse, Status> {
+        let identity = admitted.identity();
         let hubs = self.membership.hubs().into_iter().map(|hub| hub.address).collect();
         let mut response = v1::JoinResponse {
             ca: self.issuer.roots(),
@@ -260,17 +295,15 @@ impl Joins {
         };
         match admitted {
             Admitted::Cluster { name } => {
-                let identity = Identity::Cluster { name: name.clone() };
-                response.certificate = self.issuer.issue(csr, &identity, None).await?;
+                response.certificate = self.issuer.issue(csr, &identity, None, origin).await?;
                 response.cluster = name;
             }
             Admitted::Node { cluster, name } => {
-                let identity = Identity::Node { cluster: cluster.clone(), name: name.clone() };
-                response.certificate = self.issuer.issue(csr, &identity, None).await?;
+                response.certificate = self.issuer.issue(csr, &identity, None, origin).await?;
                 (response.cluster, response.node) = (cluster, name);
             }
             Admitted::Hub { id, address } => {
-                response.certificate = self.issuer.issue(csr, &Identity::Hub { id }, Some(&address)).await?;
+                response.certificate = self.issuer.issue(csr, &identity, Some(&address), origin).await?;
                 response.hub = Some(v1::HubGrant {
                     node_id: id,
                     ca_key: self.secrets.ca_key.expose_secret().to_owned(),
@@ -288,18 +321,21 @@ impl JoinService for Joins {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let peer = peer.ok_or_else(|| Status::internal("the caller's address is not known"))?;
+        let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
         if let Err(wait) = self.rate.take(peer.address.ip(), Instant::now()) {
-            return Err(Status::resource_exhausted(format!(
-                "too many tries to join from {}: try again in {} s",
-                peer.address.ip(),
-                wait.as_secs() + 1
-            )));
+            let seconds = wait.as_secs() + 1;
+            let message = format!("too many tries to join from {}: try again in {seconds} s", peer.address.ip());
+            let status = Status::resource_exhausted(message);
+            self.note(&origin, "", &status);
+            return Err(status);
         }
         let request = request.into_inner();
-        let (csr, admitted) = self.admit(&request).await.inspect_err(|status| {
+        let (csr, admitted) = self.admit(&request, &origin).await.inspect_err(|status| {
+            let token = request.token.parse::<JoinToken>().ok();
+            self.note(&origin, token.as_ref().map_or("", JoinToken::id), status);
             tracing::info!(address = %peer.address, code = ?status.code(), why = status.message(), "join refused");
         })?;
-        let response = self.welcome(&csr, admitted).await?;
+        let response = self.welcome(&csr, admitted, &origin).await?;
         tracing::info!(address = %peer.address, cluster = response.cluster, hub = response.hub.as_ref().map(|h| h.node_id), "joined");
         Ok(Response::new(response))
     }

@@ -10,6 +10,7 @@ use fluvial_raft::Consistency;
 use tonic::{Request, Response, Status};
 
 use super::Issuer;
+use crate::audit::Origin;
 use crate::objects::Objects;
 use crate::server::Peer;
 
@@ -50,7 +51,8 @@ impl NodeService for NodeCalls {
     ) -> Result<Response<v1::RenewNodeResponse>, Status> {
         let csr = self.issuer.read(&request.get_ref().csr)?;
         let (identity, _) = self.cluster(&request).await?;
-        let certificate = self.issuer.issue(&csr, &identity, None).await?;
+        let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
+        let certificate = self.issuer.issue(&csr, &identity, None, &origin).await?;
         Ok(Response::new(v1::RenewNodeResponse { certificate, ca: self.issuer.roots() }))
     }
 

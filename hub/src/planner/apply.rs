@@ -9,6 +9,7 @@ use tracing::debug;
 
 use super::PlannerContext;
 use super::mirror::{At, Mirror};
+use crate::audit::{Act, Origin};
 use crate::objects::ObjectError;
 
 /// A transaction in the making.
@@ -20,6 +21,11 @@ pub(super) struct Change {
 impl Change {
     pub(super) fn is_empty(&self) -> bool {
         self.txn.ops.is_empty()
+    }
+
+    /// What the audit trail is to say of it, as an act of the planner.
+    pub(super) fn record(&mut self, context: &PlannerContext, act: &Act) {
+        self.txn.audit.push(Origin::system("planner").entry(act, 200, context.clock.now()));
     }
 
     /// The decision rests on `key` at `revision` (absent: not there).

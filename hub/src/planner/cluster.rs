@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use super::PlannerContext;
 use super::apply::Change;
 use super::mirror::Mirror;
+use crate::audit::Act;
 use crate::enrol::{self, Revocation};
 use crate::objects::ObjectError;
 
@@ -109,6 +110,9 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, nam
     super::still_leading(context).await.map_err(|source| ObjectError::Store { key: key.clone(), source })?;
     let mut change = Change::default();
     change.delete(key, revision);
+    change.record(context, &Act::of_fleet("delete", Cluster::INFO.plural, name));
+    let revoked = Identity::Cluster { name: name.to_owned() }.path();
+    change.record(context, &Act::of_fleet("revoke", "certificates", &revoked));
     let (revocation, value) = enrol::revocation(name, context.clock.now());
     let known = context
         .objects
@@ -136,6 +140,7 @@ async fn revoke_nodes(context: &PlannerContext, cluster: &Cluster, revision: Rev
         }
         let mut change = Change::default();
         change.rests_on(cluster.key(), Some(revision));
+        change.record(context, &Act::of_fleet("revoke", "certificates", &identity.path()));
         let value = Revocation { before: *until }.to_bytes();
         change.put_bytes(key, known.map(|kv| kv.mod_revision), value);
         if change.commit(context).await? {

@@ -13,6 +13,7 @@ use fluvial_model::store::{Op, Txn};
 use fluvial_raft::{Consistency, MembershipError, RaftStore, Role, Store as _, StoreError};
 use thiserror::Error;
 
+use crate::audit::{Act, Origin};
 use crate::clock::SharedClock;
 use crate::enrol::join::{AdmittedHub, admitted_hubs, hub_key};
 use crate::enrol::revocations::{Revocation, revocation_key};
@@ -110,6 +111,12 @@ async fn remove(
     let mut txn = Txn::delete(hub_key(id), stored.mod_revision);
     let key = revocation_key(&Identity::Hub { id });
     txn.ops.push(Op::Put { key, value: Revocation { before: clock.now() }.to_bytes() });
+    for (verb, resource, name) in
+        [("delete", "hubs", id.to_string()), ("revoke", "certificates", Identity::Hub { id }.path())]
+    {
+        let act = Act::of_fleet(verb, resource, &name);
+        txn.audit.push(Origin::system("members").entry(&act, 200, clock.now()));
+    }
     // A conflict is looked at again in the next round.
     objects.store.txn(txn).await?;
     tracing::info!(id, "a hub left");

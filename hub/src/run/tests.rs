@@ -1,5 +1,6 @@
 //! Real hubs: TLS on loopback, a real store on disk.
 
+mod audit;
 mod enrolment;
 mod fixture;
 mod fleet;

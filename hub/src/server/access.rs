@@ -152,7 +152,7 @@ pub(super) fn precedes_deny_list(path: &str) -> bool {
 
 /// Whether a request is gRPC. One of the two signs is enough, so that leaving the other out does not turn one family
 /// into the other.
-fn is_grpc(path: &str, headers: &HeaderMap) -> bool {
+pub(super) fn is_grpc(path: &str, headers: &HeaderMap) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     content_type.starts_with(b"application/grpc") || first_segment(path).starts_with("fluvial.v1.")
 }

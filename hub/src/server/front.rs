@@ -13,11 +13,13 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tower::ServiceExt as _;
 
 use super::Services;
-use super::access::{Denial, Family, decide, precedes_deny_list, takes_token};
+use super::access::{Denial, Family, decide, is_grpc, precedes_deny_list, takes_token};
 use crate::api::Caller;
 use crate::api::access::{Bearer, Proof};
 use crate::api::impersonation::acts_as;
 use crate::api::status::ApiError;
+use crate::audit::call::Call;
+use crate::audit::{Notes, Origin};
 use crate::clock::SharedClock;
 use crate::oidc::{Known, Providers};
 use crate::rights::Rights;
@@ -39,6 +41,7 @@ pub(super) struct Front {
     pub(super) services: Arc<Services>,
     pub(super) rights: Rights,
     pub(super) providers: Arc<Providers>,
+    pub(super) notes: Notes,
     pub(super) clock: SharedClock,
 }
 
@@ -55,27 +58,37 @@ impl listen::Front for Front {
     fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Answer {
         let (front, peer) = (self.clone(), peer.clone());
         Box::pin(async move {
-            match front.admit(&peer, request).await {
+            let is_grpc = is_grpc(request.uri().path(), request.headers());
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let mut origin = Origin::new(None, &peer);
+            let response = match front.admit(&peer, &mut origin, request).await {
                 Ok((router, request)) => match router.oneshot(request.map(Body::new)).await {
                     Ok(response) => response,
                     Err(never) => match never {},
                 },
                 Err(refusal) => *refusal,
+            };
+            let call = Call::new(origin, is_grpc, &method, &uri);
+            if let Some(entry) = call.note(&response, front.clock.now()) {
+                front.notes.put(entry);
             }
+            response
         })
     }
 }
 
 impl Front {
-    /// The services that the request may go to, or what to answer instead.
+    /// The services that the request may go to, or what to answer instead; `origin` becomes who it is from.
     async fn admit(
         &self,
         peer: &Peer,
+        origin: &mut Origin,
         mut request: Request<Incoming>,
     ) -> Result<(axum::Router, Request<Incoming>), Box<Response<Body>>> {
         let verified = peer.verified.as_deref();
         let bearer = if verified.is_none() { self.bearer(&request).await? } else { None };
         let identity = verified.map(|v| &v.identity).or(bearer.as_ref().map(|(_, identity)| identity));
+        *origin = Origin::new(identity, peer);
         let family = decide(request.uri().path(), request.headers(), identity).map_err(|denial| denied(&denial))?;
         if let Some(Err(error)) = verified.map(|v| self.guard.denied.check(v)) {
             return Err(refusal(family, StatusCode::FORBIDDEN, &error.to_string()).into());
@@ -91,6 +104,7 @@ impl Front {
             Family::Rest => {
                 let caller = acts_as(request.headers(), &self.rights, Caller(identity.cloned()));
                 let caller = caller.map_err(|error| Box::new(error.into_response()))?;
+                origin.acts_as(&caller);
                 request.extensions_mut().insert(caller);
                 request.extensions_mut().insert(self.rights.clone());
                 if let Some((bearer, _)) = bearer {
@@ -100,6 +114,7 @@ impl Front {
                 &self.services.rest
             }
         };
+        request.extensions_mut().insert(origin.clone());
         Ok((router.clone(), request))
     }
 }

@@ -10,7 +10,7 @@ use fluvial_proto::v1::hub_service_server::HubService;
 use tonic::{Request, Response, Status};
 
 use super::claim::TAKEOVER;
-use super::{AskError, SessionContext, block_status};
+use super::{AskError, SessionContext, block_status, origin};
 use crate::blocks::block_hash;
 use crate::liveness::Liveness;
 use crate::peers::Peers;
@@ -88,7 +88,7 @@ impl HubService for HubCalls {
         };
         let issuer = &self.context.issuer;
         let csr = issuer.read(&request.get_ref().csr)?;
-        let certificate = issuer.issue(&csr, &Identity::Hub { id }, Some(&hub.address)).await?;
+        let certificate = issuer.issue(&csr, &Identity::Hub { id }, Some(&hub.address), &origin(&request)).await?;
         Ok(Response::new(v1::RenewResponse { certificate, ca: issuer.roots() }))
     }
 }

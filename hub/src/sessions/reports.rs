@@ -207,7 +207,7 @@ impl Writer<'_> {
             None => Compare::Absent { key: key.clone() },
         };
         let exists = Compare::UnchangedSince { key: assignment, revision: assigned.mod_revision };
-        let txn = Txn { compares: vec![exists, unchanged], ops: vec![Op::Put { key, value }] };
+        let txn = Txn { compares: vec![exists, unchanged], ops: vec![Op::Put { key, value }], ..Txn::default() };
         match store.txn(txn).await? {
             TxnOutcome::Committed { .. } => Ok(Some(Outcome::Stored)),
             TxnOutcome::Conflict { .. } => Ok(None),

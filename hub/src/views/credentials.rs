@@ -25,6 +25,7 @@ use super::ViewsState;
 use crate::api::caller;
 use crate::api::grants::may_act_as;
 use crate::api::status::{ApiError, Subject};
+use crate::audit::{Act, Origin};
 use crate::clock::fresh_uid;
 use crate::enrol::issuer::IssueError;
 use crate::enrol::revocations::user_revocation;
@@ -77,20 +78,27 @@ pub(super) async fn create(
         .map_err(|error| ApiError::BadRequest(format!("expected {{\"csr\": PEM}} or {{\"token\": true}}: {error}")))?;
     let life = wish.lifetime()?;
     let user = user(&state, &name).await?;
+    let origin = Origin::of(&extensions);
     let (caller, rights) = caller(&extensions);
     may_act_as(&rights, &caller, &name, &user.object.spec.groups)?;
     match (&wish.csr, wish.token) {
-        (Some(csr), false) => certificate(&state, &user, csr, life).await,
-        (None, true) => token(&state, &user, life).await,
+        (Some(csr), false) => certificate(&state, &user, csr, life, &origin).await,
+        (None, true) => token(&state, &user, life, &origin).await,
         _ => Err(ApiError::BadRequest("say either csr, for a certificate, or token, and not both".into())),
     }
 }
 
-async fn certificate(state: &ViewsState, user: &Stored<User>, csr: &str, life: Duration) -> Result<Response, ApiError> {
+async fn certificate(
+    state: &ViewsState,
+    user: &Stored<User>,
+    csr: &str,
+    life: Duration,
+    origin: &Origin,
+) -> Result<Response, ApiError> {
     let identity = Identity::User { name: user.object.metadata.name.clone(), groups: user.object.spec.groups.clone() };
     let issuer = state.issuer.living(life);
     let csr = issuer.read(csr).map_err(refused)?;
-    let leaf = issuer.issue(&csr, &identity, None).await.map_err(refused)?;
+    let leaf = issuer.issue(&csr, &identity, None, origin).await.map_err(refused)?;
     let answer = json!({ "certificate": leaf, "ca": issuer.roots() });
     Ok((StatusCode::CREATED, axum::Json(answer)).into_response())
 }
@@ -105,7 +113,7 @@ fn refused(error: IssueError) -> ApiError {
     }
 }
 
-async fn token(state: &ViewsState, user: &Stored<User>, life: Duration) -> Result<Response, ApiError> {
+async fn token(state: &ViewsState, user: &Stored<User>, life: Duration, origin: &Origin) -> Result<Response, ApiError> {
     let mut random = [0; USER_SECRET_BYTES];
     rand::fill(&mut random);
     let secret = UserSecret::mint(&random);
@@ -131,6 +139,9 @@ async fn token(state: &ViewsState, user: &Stored<User>, life: Duration) -> Resul
     }];
     let mut txn = Txn::create(object.key(), state.objects.encode(&object)?);
     txn.compares.push(Compare::UnchangedSince { key: user.object.key(), revision: user.revision });
+    let mut entry = origin.entry(&Act::of_fleet("create", "usertokens", secret.id()), 201, now);
+    entry.add(&format!("user/{}", owner.name));
+    txn.audit.push(entry);
     match state.objects.store.txn(txn).await? {
         TxnOutcome::Committed { .. } => {
             let answer = json!({ "token": secret.text().expose_secret(), "id": secret.id(), "expiresAt": expires_at });
@@ -148,7 +159,7 @@ async fn token(state: &ViewsState, user: &Stored<User>, life: Duration) -> Resul
 pub(super) async fn revoke(
     State(state): State<ViewsState>,
     Path(name): Path<String>,
-    _request: Request,
+    request: Request,
 ) -> Result<Response, ApiError> {
     let identity = Identity::User { name: name.clone(), groups: Vec::new() };
     identity.check().map_err(|error| ApiError::BadRequest(error.to_string()))?;
@@ -158,9 +169,11 @@ pub(super) async fn revoke(
     let own = tokens.into_iter().filter(|token| token.object.spec.user == name);
     ops.extend(own.map(|token| Op::Delete { key: token.object.key() }));
     let taken = ops.len() - 1;
+    let origin = Origin::of(request.extensions());
+    let entry = origin.entry(&Act::of_fleet("revoke", "certificates", &identity.path()), 200, state.issuer.clock.now());
     // A transaction has a bound; whoever has more tokens than that loses them in several.
     for part in ops.chunks(fluvial_raft::store::MAX_TXN_OPS) {
-        state.objects.store.txn(Txn { compares: Vec::new(), ops: part.to_vec() }).await?;
+        state.objects.store.txn(Txn { ops: part.to_vec(), audit: vec![entry.clone()], ..Txn::default() }).await?;
     }
     Ok((StatusCode::OK, axum::Json(json!({ "user": name, "tokens": taken }))).into_response())
 }

@@ -1,5 +1,6 @@
 //! The fleet of hubs: who belongs to it, and leaving it.
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -9,6 +10,7 @@ use serde_json::json;
 
 use super::ViewsState;
 use crate::api::status::ApiError;
+use crate::audit::{Act, Origin};
 use crate::enrol::join::{AdmittedHub, admitted_hubs, hub_key};
 
 /// `GET hubs`.
@@ -27,7 +29,11 @@ pub(super) async fn list(State(state): State<ViewsState>) -> Response {
 }
 
 /// `DELETE hubs/ID`: the leader removes the hub from the fleet and revokes its certificates, soon after this answers.
-pub(super) async fn leave(State(state): State<ViewsState>, Path(id): Path<u64>) -> Result<Response, ApiError> {
+pub(super) async fn leave(
+    State(state): State<ViewsState>,
+    origin: Option<Extension<Origin>>,
+    Path(id): Path<u64>,
+) -> Result<Response, ApiError> {
     let key = hub_key(id);
     let hubs = admitted_hubs(&state.objects, Consistency::Linearizable).await?;
     if !hubs.iter().any(|hub| hub.id != id && !hub.leaving) {
@@ -41,7 +47,10 @@ pub(super) async fn leave(State(state): State<ViewsState>, Path(id): Path<u64>) 
     let mut hub: AdmittedHub = serde_json::from_slice(&stored.value).map_err(unreadable)?;
     hub.leaving = true;
     let value = serde_json::to_vec(&hub).map_err(unreadable)?;
-    match state.objects.store.txn(Txn::replace(key, stored.mod_revision, value)).await? {
+    let Extension(origin) = origin.unwrap_or_default();
+    let act = Act::of_fleet("delete", "hubs", &id.to_string());
+    let objects = state.objects.recorded(&origin, act, 202, &state.issuer.clock);
+    match objects.store.txn(Txn::replace(key, stored.mod_revision, value)).await? {
         TxnOutcome::Committed { .. } => {
             Ok((StatusCode::ACCEPTED, axum::Json(json!({ "id": id, "leaving": true }))).into_response())
         }

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::ViewsState;
 use crate::api::status::ApiError;
 use crate::api::{Verb, allowed};
+use crate::audit::{Act, Origin};
 use crate::enrol::tokens::TokenError;
 use crate::enrol::{TokenRequest, mint};
 
@@ -36,8 +37,10 @@ pub(super) async fn create(
         let on = On::Resource { group: FLUVIAL_GROUP, resource: "tokens", subresource: "hub", namespace: "", name: "" };
         allowed(&extensions, Verb::Create, on, None)?;
     }
+    let (origin, act) = (Origin::of(&extensions), Act::of_fleet("create", "jointokens", ""));
+    let objects = state.objects.recorded(&origin, act, 201, &state.issuer.clock);
     let pin = state.issuer.authority.spki_pin();
-    let minted = mint(&state.objects, &state.issuer.clock, pin, &request).await.map_err(refused)?;
+    let minted = mint(&objects, &state.issuer.clock, pin, &request).await.map_err(refused)?;
     let token = minted.text.expose_secret();
     let url = format!("https://{}", state.advertise);
     let command = if request.hub {

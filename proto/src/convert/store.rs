@@ -30,6 +30,7 @@ impl From<Txn> for v1::Txn {
         Self {
             compares: txn.compares.into_iter().map(Into::into).collect(),
             ops: txn.ops.into_iter().map(Into::into).collect(),
+            audit: txn.audit.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -39,6 +40,7 @@ impl From<v1::Txn> for Txn {
         Self {
             compares: txn.compares.into_iter().map(Into::into).collect(),
             ops: txn.ops.into_iter().map(Into::into).collect(),
+            audit: txn.audit.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -146,6 +148,7 @@ mod tests {
                 Compare::UnchangedSince { key: "old".into(), revision: Revision(7) },
             ],
             ops: vec![Op::Put { key: "new".into(), value: Vec::new() }, Op::Delete { key: "old".into() }],
+            audit: vec![fluvial_model::audit::Entry { code: 200, ..Default::default() }],
         };
         assert_eq!(Txn::from(v1::Txn::from(txn.clone())), txn);
     }

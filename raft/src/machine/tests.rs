@@ -111,6 +111,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let mut catalog = Catalog::open(dir.path()).unwrap();
         let mut oracle = Oracle { states: vec![BTreeMap::new()], compacted: 0 };
+        let mut recorded = 0;
         let name = |key: u8| format!("key/{key}");
         for (index, step) in steps.into_iter().enumerate() {
             let newest = oracle.states.len() as u64 - 1;
@@ -131,11 +132,15 @@ proptest! {
                                 None => Op::Delete { key: name(key) },
                             })
                             .collect(),
+                        audit: vec![fluvial_model::audit::Entry::default()],
                     };
                     let expected = oracle.apply(&txn);
+                    // Recorded if it happened, and only then.
+                    recorded += u64::from(matches!(expected, TxnOutcome::Committed { .. }));
                     let (results, events) =
                         catalog.apply(&[entry(index as u64, v1::command::Kind::Txn(txn.into()))]).unwrap();
                     prop_assert_eq!(results, vec![Applied::Txn(expected)]);
+                    prop_assert_eq!(trail::head(&catalog.db).unwrap().sequence, recorded);
                     let expected = match oracle.states.len() as u64 - 1 {
                         now if now > newest => oracle.events(now),
                         _ => Vec::new(),

@@ -125,7 +125,7 @@ pub async fn leader_of(store: &RaftStore) -> u64 {
 }
 
 pub fn put(key: impl Into<String>, value: impl Into<Vec<u8>>) -> Txn {
-    Txn { compares: vec![], ops: vec![Op::Put { key: key.into(), value: value.into() }] }
+    Txn { compares: vec![], ops: vec![Op::Put { key: key.into(), value: value.into() }], ..Txn::default() }
 }
 
 pub async fn commit(store: &RaftStore, txn: Txn) -> Result<Revision, StoreError> {
