@@ -1,6 +1,6 @@
 //! The listener that hubs and agents share: TLS first, then who it is, then whether he may still speak.
 //!
-//! A connection passes, in this order: the limit on connections, the limit on handshakes, the TLS handshake
+//! A connection passes, in this order: the limits on connections and on strangers ([`strangers`]), the TLS handshake
 //! ([`accept`]), the reading of who it is; then its requests come to a [`Front`], which has the rules and the services.
 //!
 //! Invariants: a connection ends when its certificate does, and within a second after its certificate is revoked; every
@@ -11,6 +11,7 @@
 pub mod accept;
 mod connection;
 pub mod reverse;
+mod strangers;
 
 use std::future::Future;
 use std::net::SocketAddr;

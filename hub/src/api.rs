@@ -34,6 +34,7 @@ pub mod status;
 pub mod stored;
 pub mod table;
 pub mod watch;
+pub mod watches;
 pub mod write;
 
 #[cfg(test)]
@@ -57,6 +58,7 @@ pub use self::garbage::{Collected, collect_garbage};
 use self::options::Options;
 use self::path::{Part, Target};
 use self::status::{ApiError, Subject, json_response};
+use self::watches::Watches;
 use crate::audit::{Act, Origin};
 use crate::catalog::{QueryEngine, Sight};
 use crate::clock::SharedClock;
@@ -69,6 +71,7 @@ pub struct ApiState {
     pub objects: Objects,
     pub clock: SharedClock,
     pub catalog: Arc<QueryEngine>,
+    pub watches: Watches,
 }
 
 impl ApiState {

@@ -33,6 +33,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::api::body::BODY_WITHIN;
 use crate::api::status::{ApiError, json_response};
 use crate::clock::SharedClock;
 use crate::objects::{ObjectError, Objects, Stored};
@@ -111,7 +112,9 @@ async fn notified(
 }
 
 async fn read(body: Body) -> Result<Bytes, ApiError> {
-    axum::body::to_bytes(body, MAX_BODY).await.map_err(|_| ApiError::TooLarge { limit: MAX_BODY })
+    let read = tokio::time::timeout(BODY_WITHIN, axum::body::to_bytes(body, MAX_BODY)).await;
+    let read = read.map_err(|_| ApiError::TooSlow { seconds: BODY_WITHIN.as_secs() })?;
+    read.map_err(|_| ApiError::TooLarge { limit: MAX_BODY })
 }
 
 impl Hooks {

@@ -49,6 +49,7 @@ pub(crate) use renewal::issue;
 pub(crate) use setup::advertised;
 
 use crate::api::ApiState;
+use crate::api::watches::Watches;
 use crate::audit::Notes;
 use crate::blocks::{BlockError, Blocks};
 use crate::clock::{SharedClock, SystemClock};
@@ -337,7 +338,7 @@ async fn open_store(
 fn api_state(objects: &Objects, clock: &SharedClock, store: &RaftStore) -> ApiState {
     let catalog =
         Arc::new(crate::catalog::QueryEngine::open(Arc::new(store.clone()), crate::catalog::Limits::default()));
-    ApiState { objects: objects.clone(), clock: clock.clone(), catalog }
+    ApiState { objects: objects.clone(), clock: clock.clone(), catalog, watches: Watches::default() }
 }
 
 impl RunningHub {

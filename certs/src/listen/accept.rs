@@ -8,17 +8,22 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_rustls::rustls::server::Acceptor as ClientHello;
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::connection::{Connection, Ending};
+use super::strangers::{Stranger, Strangers};
 use super::{Front, Guard, Peer};
 use crate::identity::Identity;
 
-/// The most handshakes at a time: each costs about a millisecond of a core, so 64 are done well before the next heartbeat.
-const MAX_HANDSHAKES: usize = 64;
+/// The most handshakes that are worked on at a time: each costs about a millisecond of a core, so all are done well before
+/// the next heartbeat. Sixteen addresses that stall have to stall as much as each may before others wait for them.
+const MAX_HANDSHAKES: usize = 256;
+/// How long a client may take to answer within its turn: a round trip, on a bad line and a busy machine.
+const TURN: Duration = Duration::from_secs(2);
 /// How long a connection may take until it has shown who it is; waiting for a turn counts too.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the system refused a connection, for example because there are no more file descriptors.
@@ -80,6 +85,7 @@ pub fn serve(
         front,
         connections: Arc::new(Semaphore::new(connections)),
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+        strangers: Arc::default(),
         ending: ending.clone(),
         tasks: tasks.clone(),
     };
@@ -92,6 +98,7 @@ struct Acceptor {
     front: Arc<dyn Front>,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    strangers: Arc<Strangers>,
     ending: Ending,
     tasks: TaskTracker,
 }
@@ -118,29 +125,44 @@ impl Acceptor {
     }
 
     fn spawn(&self, socket: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+        let Some(stranger) = self.strangers.enter(address.ip()) else {
+            return debug!(%address, "too many connections of this address have not shown who they are");
+        };
         let (guard, front) = (self.guard.clone(), self.front.clone());
         let (handshakes, ending, tasks) = (self.handshakes.clone(), self.ending.clone(), self.tasks.clone());
         self.tasks.spawn(async move {
             let _permit = permit;
             let stream = tokio::select! {
                 () = ending.soon.cancelled() => return,
-                done = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(socket, &guard, &handshakes)) => match done {
+                () = stranger.displaced() => return debug!(%address, "handshake made way for another"),
+                done = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(socket, &guard, &handshakes, &stranger)) => match done {
                     Ok(Ok(stream)) => stream,
                     Ok(Err(error)) => return debug!(%address, %error, "handshake failed"),
                     Err(_) => return debug!(%address, "handshake took too long"),
                 },
             };
             let Some(peer) = identify(&stream, address, &guard) else { return };
-            let connection = Connection { stream, peer, guard, front, ending, tasks };
+            let stranger = peer.verified.is_none().then_some(stranger);
+            let connection = Connection { stream, peer, guard, front, ending, tasks, stranger };
             if connection.is_reverse() { connection.hand_over().await } else { connection.run().await }
         });
     }
 }
 
-async fn handshake(socket: TcpStream, guard: &Guard, handshakes: &Semaphore) -> io::Result<TlsStream<TcpStream>> {
+async fn handshake(
+    socket: TcpStream,
+    guard: &Guard,
+    handshakes: &Semaphore,
+    stranger: &Stranger,
+) -> io::Result<TlsStream<TcpStream>> {
     socket.set_nodelay(true)?;
+    // What the client says first is awaited without a turn: nobody waits behind one that says nothing.
+    let begun = LazyConfigAcceptor::new(ClientHello::default(), socket).await?;
+    // Its own address first: whoever stalls keeps few from the turns of all.
+    let _own = stranger.turn().await;
     let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
-    TlsAcceptor::from(guard.credentials.server_config()).accept(socket).await.map(TlsStream::Server)
+    let stream = tokio::time::timeout(TURN, begun.into_stream(guard.credentials.server_config())).await;
+    stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TlsStream::Server)
 }
 
 /// Who is at the other end; nothing if it showed a certificate that says nothing we know.

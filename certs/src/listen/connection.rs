@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::strangers::Stranger;
 use super::{Front, Guard, Limits, Peer};
 use crate::identity::Verified;
 
@@ -50,12 +51,14 @@ pub(super) struct Connection {
     pub(super) front: Arc<dyn Front>,
     pub(super) ending: Ending,
     pub(super) tasks: TaskTracker,
+    /// It has no certificate, and makes way when others come.
+    pub(super) stranger: Option<Stranger>,
 }
 
 impl Connection {
     /// Serves requests until either side ends the connection or it may no longer exist.
     pub(super) async fn run(self) {
-        let Self { stream, peer, guard, front, ending, tasks } = self;
+        let Self { stream, peer, guard, front, ending, tasks, stranger } = self;
         // Streams of this connection end with it, whoever ends it.
         let life = ending.now.child_token();
         let _end_streams = life.clone().drop_guard();
@@ -69,6 +72,16 @@ impl Connection {
         };
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut over = std::pin::pin!(must_end(&peer, &guard));
+        let mut displaced = std::pin::pin!(async {
+            match &stranger {
+                Some(stranger) => stranger.displaced().await,
+                None => std::future::pending().await,
+            }
+            if peer.known.load(Ordering::Relaxed) {
+                // A token has shown since who it is.
+                std::future::pending::<()>().await;
+            }
+        });
         let mut finishing = false;
         loop {
             tokio::select! {
@@ -79,6 +92,7 @@ impl Connection {
                     return;
                 }
                 why = over.as_mut() => return debug!(address = %peer.address, why, "connection closed"),
+                () = displaced.as_mut() => return debug!(address = %peer.address, "connection made way for another"),
                 () = life.cancelled() => return,
                 () = ending.soon.cancelled(), if !finishing => {
                     finishing = true;

@@ -103,7 +103,7 @@ pub async fn answer(
     let asked = Arc::new(AtomicBool::new(false));
     let ending = Ending { soon: CancellationToken::new(), now: CancellationToken::new() };
     let front = Arc::new(Noticing { front, asked: asked.clone() });
-    let connection = Connection { stream, peer, guard, front, ending, tasks: TaskTracker::new() };
+    let connection = Connection { stream, peer, guard, front, ending, tasks: TaskTracker::new(), stranger: None };
     let never_asked = async {
         tokio::time::sleep(ASKED_WITHIN).await;
         if asked.load(Ordering::Relaxed) {

@@ -3,14 +3,20 @@
 //! Invariants: nothing larger than [`MAX_BODY`] is read, nothing deeper than the parser's limit is built, and a value
 //! of a Secret is never repeated in an error.
 
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
 use axum::body::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use fluvial_model::field::FieldErrors;
 use fluvial_model::field::Path;
 use fluvial_model::resource::{DecodeError, Kind};
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::options::FieldValidation;
 use super::status::{ApiError, Subject};
@@ -18,16 +24,70 @@ use super::status::{ApiError, Subject};
 /// The most bytes of one body: etcd's default request limit, which Kubernetes' users know.
 pub const MAX_BODY: usize = 3 * 512 * 1024;
 
+/// How long a body may take to come.
+pub(crate) const BODY_WITHIN: Duration = Duration::from_secs(30);
+/// Bodies up to this size are taken at once; what takes more is rare, and waits for its turn.
+const SMALL: usize = 64 * 1024;
+/// Larger bodies that are received at a time: 24 MiB at most.
+const RECEIVED_AT_ONCE: usize = 16;
+/// Larger bodies that are worked on at a time: one, because it keeps a thread busy that others wait for. A list of numbers takes 16 times its bytes when it is parsed, and is held
+/// three times while it is decoded: some 75 MB.
+const WORKED_ON_AT_ONCE: usize = 1;
+/// How long a larger body waits for a turn.
+const TURN_WITHIN: Duration = Duration::from_secs(10);
+
+static RECEIVED: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(RECEIVED_AT_ONCE)));
+static WORKED_ON: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(WORKED_ON_AT_ONCE)));
+
+/// A whole body; a large one has its turn for as long as this lives.
+#[derive(Debug)]
+pub struct Received {
+    bytes: Bytes,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Deref for Received {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Reads a whole body.
 ///
 /// # Errors
-/// 413 if it is too large, 400 if it broke off.
-pub async fn read(body: Body) -> Result<Bytes, ApiError> {
-    use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::TooLarge { limit: MAX_BODY }),
-        Err(_) => Err(ApiError::BadRequest("the body broke off".into())),
+/// 413 if it is too large, 408 if it is too slow, 429 if many large ones come at a time, 400 if it broke off.
+pub async fn read(body: Body) -> Result<Received, ApiError> {
+    let received = tokio::time::timeout(BODY_WITHIN, receive(body)).await;
+    let (bytes, receiving) = received.map_err(|_| ApiError::TooSlow { seconds: BODY_WITHIN.as_secs() })??;
+    let turn = if receiving.is_some() { Some(turn(&WORKED_ON).await?) } else { None };
+    Ok(Received { bytes, _turn: turn })
+}
+
+async fn receive(mut body: Body) -> Result<(Bytes, Option<OwnedSemaphorePermit>), ApiError> {
+    let mut bytes = BytesMut::new();
+    let mut receiving = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ApiError::BadRequest("the body broke off".into()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > MAX_BODY {
+            return Err(ApiError::TooLarge { limit: MAX_BODY });
+        }
+        if bytes.len() + data.len() > SMALL && receiving.is_none() {
+            receiving = Some(turn(&RECEIVED).await?);
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes.freeze(), receiving))
+}
+
+async fn turn(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
+    match tokio::time::timeout(TURN_WITHIN, turns.clone().acquire_owned()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        Ok(Err(_)) | Err(_) => {
+            Err(ApiError::TooManyRequests { message: "many large bodies are being read already: try again".into() })
+        }
     }
 }
 
@@ -57,6 +117,24 @@ impl Notation {
     }
 }
 
+/// The most brackets that are open at a time in YAML. Its parser looks at all of them for each byte that follows, before
+/// it looks at the depth: 100,000 of them keep it busy for a minute.
+const MAX_OPEN: usize = 256;
+
+/// Whether more brackets are open at some place of a text than any object has. Quotes and comments are not looked at: who
+/// quotes that many is refused, too.
+fn opens_too_much(bytes: &[u8]) -> bool {
+    let mut open = 0_usize;
+    bytes.iter().any(|byte| {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        open > MAX_OPEN
+    })
+}
+
 /// Parses a body.
 ///
 /// # Errors
@@ -71,6 +149,9 @@ pub fn parse(bytes: &[u8], notation: Notation, secret: bool) -> Result<Value, Ap
             // Syntax errors speak of positions, not of values.
             Err(error) => error.to_string(),
         },
+        Notation::Yaml if opens_too_much(bytes) => {
+            format!("it is nested deeper than {MAX_OPEN} levels, far beyond the greatest depth that is accepted")
+        }
         Notation::Yaml => match serde_yaml_ng::from_slice(bytes) {
             Ok(value) => return Ok(value),
             Err(error) if secret => match error.location() {
@@ -289,7 +370,7 @@ mod tests {
 
     #[test]
     fn depth_is_named_when_it_is_what_is_wrong() {
-        for (text, notation) in [("[".repeat(100_000), Notation::Json), ("[".repeat(10_000), Notation::Yaml)] {
+        for (text, notation) in [("[".repeat(100_000), Notation::Json), ("[".repeat(1_000_000), Notation::Yaml)] {
             let error = parse(text.as_bytes(), notation, false).unwrap_err();
             assert!(error.to_string().contains("deeper than"), "{error}");
         }

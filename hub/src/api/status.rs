@@ -79,6 +79,8 @@ pub enum ApiError {
     Expired { message: String },
     #[error("the body has more than {limit} bytes")]
     TooLarge { limit: usize },
+    #[error("the body of the request did not come within {seconds} s")]
+    TooSlow { seconds: u64 },
     #[error("{message}")]
     UnsupportedMediaType { message: String },
     #[error("{} \"{}\" is invalid: {}", qualified(.subject.kind, .subject.group), .subject.name, listed(.errors))]
@@ -126,6 +128,7 @@ impl ApiError {
             Self::Conflict { .. } => (StatusCode::CONFLICT, "Conflict"),
             Self::Expired { .. } => (StatusCode::GONE, "Expired"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge"),
+            Self::TooSlow { .. } => (StatusCode::REQUEST_TIMEOUT, "Timeout"),
             Self::UnsupportedMediaType { .. } => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType"),
             Self::Invalid { .. } | Self::PatchDoesNotFit { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "Invalid"),
             Self::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),

@@ -29,6 +29,7 @@ use super::selection::Selection;
 use super::status::{ApiError, Subject};
 use super::stored;
 use super::table::{self, Include};
+use super::watches::Place;
 use super::{ApiState, Verb, allowed, caller};
 
 /// How often a quiet watcher hears how far history has come.
@@ -57,6 +58,8 @@ struct Stage {
     extensions: Extensions,
     waiting: VecDeque<Bytes>,
     over: bool,
+    /// Counts it for as long as it lasts.
+    _place: Option<Place>,
 }
 
 /// `GET` with `watch=true`.
@@ -65,6 +68,10 @@ struct Stage {
 /// Bad options, and what the store says before the first event; later errors are events.
 pub async fn watch(state: &ApiState, target: &Target, options: &Options, parts: &Parts) -> Result<Response, ApiError> {
     let shape = shape(&parts.headers)?;
+    let place = match caller(&parts.extensions).0.0 {
+        Some(identity) => Some(state.watches.enter(&identity.path())?),
+        None => None,
+    };
     let selection = Selection::read(options, &target.kind.info)?;
     let initial_events = options.flag("sendInitialEvents")?;
     let bookmarks = options.flag("allowWatchBookmarks")?;
@@ -124,6 +131,7 @@ pub async fn watch(state: &ApiState, target: &Target, options: &Options, parts: 
         extensions: parts.extensions.clone(),
         waiting,
         over: false,
+        _place: place,
     };
     Ok(stream_response(futures::stream::unfold(stage, next)))
 }

@@ -1,6 +1,6 @@
 //! Join tokens, and the one command that uses each.
 
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -11,6 +11,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::ViewsState;
+use crate::api::body;
 use crate::api::status::ApiError;
 use crate::api::{Verb, allowed};
 use crate::audit::{Act, Origin};
@@ -24,8 +25,9 @@ const MAX_BODY: usize = 4096;
 pub(super) async fn create(
     State(state): State<ViewsState>,
     extensions: Extensions,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, ApiError> {
+    let body = body::read(body).await?;
     if body.len() > MAX_BODY {
         return Err(ApiError::TooLarge { limit: MAX_BODY });
     }

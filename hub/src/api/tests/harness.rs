@@ -84,7 +84,7 @@ impl Hub {
             Objects { store: Arc::new(store.clone()), vault: Arc::new(Vault::new(&Zeroizing::new([9; KEY_BYTES]))) };
         ensure_defaults(&objects, &SystemClock).await.unwrap();
         let catalog = Arc::new(QueryEngine::open(Arc::new(store.clone()), Limits::default()));
-        let state = ApiState { objects, clock: Arc::new(SystemClock), catalog };
+        let state = ApiState { objects, clock: Arc::new(SystemClock), catalog, watches: Watches::default() };
         let rights = Rights::default();
         let following = tokio::spawn(rights.clone().run(Arc::new(store.clone())));
         let mut changed = rights.changed();
