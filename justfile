@@ -33,6 +33,10 @@ deny:
 demo *ARGS:
     cargo run --release -- demo {{ARGS}}
 
+# One parser with inputs that nobody meant, for longer than the tests do: a test of tests/tests/fuzz.rs.
+fuzz TARGET SECONDS='600':
+    FLUVIAL_FUZZ_SECONDS={{SECONDS}} cargo test --release --locked -p fluvial-tests --test fuzz -- --exact --nocapture {{TARGET}}
+
 # Install what the benchmarks compare with.
 bench-setup:
     tests/bed/install benches
