@@ -2,7 +2,7 @@
 //!
 //! [`init`] makes the first hub of a fleet, [`join`] another one; both only write a data directory ([`home`]).
 //! [`Hub::start`] runs what a data directory holds. [`members`] lets the leader take in hubs that joined and see off
-//! those that leave; [`recovery`] starts a hub anew whose disk is well again; [`renewal`] keeps this hub's own certificate fresh.
+//! those that leave; [`restart`] starts a hub anew whose disk is well again; [`renewal`] keeps this hub's own certificate fresh.
 //!
 //! Invariants: a data directory is one hub's for ever; several hubs may run in one process; whatever was started is
 //! ended by [`RunningHub::shutdown`], in the order in which one needs the other.
@@ -11,8 +11,8 @@ mod contact;
 pub mod home;
 mod kubeconfig;
 mod members;
-pub mod recovery;
 mod renewal;
+pub mod restart;
 mod setup;
 #[cfg(test)]
 mod tests;

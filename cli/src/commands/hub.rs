@@ -174,5 +174,5 @@ fn certificate_lifetime(text: &str) -> Result<Duration, String> {
 async fn serve(data_dir: PathBuf, certificate_lifetime: Duration) -> Result<()> {
     let config = || HubConfig { certificate_lifetime, ..HubConfig::new(&data_dir) };
     let started = |hub: &RunningHub| eprintln!("hub {} listens on {}", hub.record().node_id, hub.address());
-    Ok(run::recovery::run(config, until_told_to_stop()?, started).await?)
+    Ok(run::restart::run(config, until_told_to_stop()?, started).await?)
 }
