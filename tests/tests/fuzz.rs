@@ -225,6 +225,7 @@ fn messages() {
         message: Some(v1::agent_message::Message::Hello(v1::Hello {
             epoch: 1,
             cursor: 2,
+            newest_epoch: 1,
             agent_report: serde_json::to_vec(&AgentReport::default()).unwrap().into(),
         })),
     }

@@ -117,7 +117,7 @@ async fn a_restored_hub_has_all_of_the_snapshot_above_every_revision_and_under_n
     let put = |number| Op::Put { key: format!("/registry/many/{number}"), value: b"{}".to_vec() };
     // More than two pages of a listing.
     for some in [0..300, 300..600] {
-        let txn = Txn { compares: Vec::new(), ops: some.map(put).collect(), audit: None };
+        let txn = Txn { compares: Vec::new(), ops: some.map(put).collect(), audit: Vec::new() };
         hub.hub.store().txn(txn).await.unwrap();
     }
     hub.token("gamma").await;
