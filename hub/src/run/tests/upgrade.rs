@@ -70,7 +70,8 @@ fn sql(file: &Path, statement: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_directory_of_a_newer_format_is_refused_by_name() {
-    let newer: [(&str, fn(&Path)); 3] = [
+    type Change = fn(&Path);
+    let newer: [(&str, Change); 3] = [
         ("the data directory", |dir| {
             let file = dir.join("hub.json");
             let mut record: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
