@@ -154,9 +154,9 @@ fn agents_keep_everything_when_all_hubs_are_lost_and_go_on_with_a_restored_one()
     // What the snapshot does not know: another version of one dataset, another dataset with a mount, a change.
     minio.put_object("data", "set/new", &tree::bytes(77, 50_000));
     let old_root = api.get("dataset", "cached").unwrap()["status"]["root"].clone();
-    api.fluvial(&["dataset", "rescan", "cached", "--wait"]).unwrap();
-    let new_root = api.get("dataset", "cached").unwrap()["status"]["root"].clone();
-    assert_ne!(old_root, new_root);
+    api.fluvial(&["dataset", "rescan", "cached"]).unwrap();
+    let found = api.wait_until("dataset", "cached", "/status/root", |root| *root != old_root);
+    let new_root = found["status"]["root"].clone();
     cache_ready(&api, "cached");
     api.path_dataset("later", &later);
     let lost = Mounted::by(&api, "later", "a", federation.folder().join("mounts/later"));
