@@ -327,7 +327,9 @@ async fn open_store(
 ) -> Result<RaftStore, RunError> {
     let mut config = Config::new(record.node_id, &record.cluster_id, home.store(), &record.advertise);
     config.timings = timings;
+    home.check_store()?;
     let store = RaftStore::open(config, Arc::new(dialler.clone())).await.map_err(RunError::Store)?;
+    home.note_store()?;
     if record.first && !store.is_initialized().await.map_err(RunError::Store)? {
         let members = BTreeMap::from([(record.node_id, record.advertise.clone())]);
         store.initialize(members).await.map_err(RunError::Store)?;

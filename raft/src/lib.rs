@@ -4,8 +4,9 @@
 //! [`propose`] into the log ([`log`]), over [`transport`] to the other hubs, and, once a majority has it on disk,
 //! through [`machine`] into the catalog ([`schema`]) and to the watchers ([`watch`]). [`read`] makes reads
 //! linearizable, [`snapshot`] lets the log be cut, [`membership`] changes who takes part, [`seed`] makes the first node
-//! of a cluster that begins with given content, [`marker`] keeps a data directory from being used by another node,
-//! [`health`] stops a node whose disk fails, [`database`] is how files of SQLite are opened.
+//! of a cluster that begins with given content, [`marker`] keeps a data directory from being used by another node, [`mark`]
+//! and [`seal`] tell what was lost or damaged on the disk, [`health`] stops a node whose disk fails, [`database`] is how
+//! files of SQLite are opened.
 //!
 //! Invariants: a write is acknowledged only when a majority has synced it; every replica applies the same commands in
 //! the same order; what is applied and how far is one SQLite transaction.
@@ -21,6 +22,7 @@ mod handover;
 pub mod health;
 mod log;
 mod machine;
+mod mark;
 mod marker;
 pub mod membership;
 pub mod node;
@@ -28,6 +30,7 @@ mod propose;
 mod query;
 mod read;
 mod schema;
+mod seal;
 mod seed;
 mod server;
 mod snapshot;

@@ -4,8 +4,11 @@
 //! sync per commit) and then tells Raft, so many appends share one sync. Entries can be read as soon as `append`
 //! returns: the newest are kept in memory, at least until they are on disk.
 //!
+//! Every commit counts itself and says where the log ends; [`mark`](crate::mark) has the count beside the log.
+//!
 //! Invariants: writes, votes included, happen in the order in which they were asked for; no callback before the sync;
-//! after a failed write nothing is written again; a record whose checksum is wrong stops the node.
+//! after a failed write nothing is written again; a record whose checksum is wrong stops the node, and so
+//! does a log that has lost commits.
 //!
 //! Deliberately absent: knowledge of what a command means.
 
@@ -27,6 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::database;
 use crate::health::Health;
+use crate::mark::Mark;
 use crate::types::{
     Entry, LogId, TypeConfig, Vote, entry_bytes, entry_in, entry_out, log_id_in, log_id_out, vote_in, vote_out,
 };
@@ -47,6 +51,9 @@ const READ_BYTES: usize = 1 << 20;
 /// The format of the tables below, kept as SQLite's `user_version`; logs from before it was kept have 0 and are alike.
 const FORMAT: i64 = 1;
 
+/// What is to be done with a node whose log is damaged.
+pub const REPLACE: &str = "this hub must not vote with what it cannot trust: remove it from the federation (`fluvial hub remove`) and let a new one join, under a new id and in an empty directory";
+
 /// The log cannot be opened, or must not be trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -64,18 +71,39 @@ pub enum LogError {
     Thread(#[source] io::Error),
     #[error("cannot read the log")]
     Read(#[source] rusqlite::Error),
-    #[error(
-        "log record {index} is damaged: {reason}; this node must not vote with a log that it cannot trust: remove it from the cluster and join again under a new id"
-    )]
+    #[error("log record {index} is damaged: {reason}; {REPLACE}")]
     Damaged { index: u64, reason: String },
-    #[error(
-        "the log's record of {name} is damaged; this node must not vote with a log that it cannot trust: remove it from the cluster and join again under a new id"
-    )]
+    #[error("the log's record of {name} is damaged; {REPLACE}")]
     DamagedMeta { name: &'static str },
-    #[error(
-        "the log's file is damaged: {report}; this node must not vote with a log that it cannot trust: remove it from the cluster and join again under a new id"
-    )]
+    #[error("the log's file is damaged: {report}; {REPLACE}")]
     DamagedFile { report: String },
+    #[error("the log has lost what was synced: it has {found} commits, and {synced} were made; {REPLACE}")]
+    Lost { found: u64, synced: u64 },
+    #[error("the log ends before record {found}, and it was written before record {written}; {REPLACE}")]
+    End { found: u64, written: u64 },
+    #[error("cannot use {path:?}")]
+    Mark {
+        path: std::path::PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What SQLite says of a file that is not as it wrote it is damage, and not a passing error.
+fn read_error(error: rusqlite::Error) -> LogError {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    match error.sqlite_error_code() {
+        Some(DatabaseCorrupt | NotADatabase) => LogError::DamagedFile { report: error.to_string() },
+        _ => LogError::Read(error),
+    }
+}
+
+/// The same, while the log is opened.
+fn opening(path: &Path, error: rusqlite::Error) -> LogError {
+    match read_error(error) {
+        LogError::Read(source) => LogError::Open { path: path.to_owned(), source },
+        damaged => damaged,
+    }
 }
 
 impl From<LogError> for io::Error {
@@ -195,23 +223,31 @@ fn decode(index: u64, checksum: u32, record: Vec<u8>) -> Result<Entry, LogError>
 }
 
 fn read_meta<M: prost::Message + Default>(db: &Connection, name: &'static str) -> Result<Option<M>, LogError> {
-    let row: Option<(Vec<u8>, u32)> = db
-        .query_row("SELECT value, checksum FROM meta WHERE name = ?1", [name], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()
-        .map_err(LogError::Read)?;
-    let Some((value, checksum)) = row else { return Ok(None) };
-    if meta_checksum(name, &value) != checksum {
-        return Err(LogError::DamagedMeta { name });
-    }
+    let Some(value) = read_value(db, name)? else { return Ok(None) };
     M::decode(Bytes::from(value)).map(Some).map_err(|_| LogError::DamagedMeta { name })
 }
 
+fn read_value(db: &Connection, name: &'static str) -> Result<Option<Vec<u8>>, LogError> {
+    let row: Option<(Vec<u8>, u32)> = db
+        .query_row("SELECT value, checksum FROM meta WHERE name = ?1", [name], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()
+        .map_err(read_error)?;
+    match row {
+        Some((value, checksum)) if meta_checksum(name, &value) == checksum => Ok(Some(value)),
+        Some(_) => Err(LogError::DamagedMeta { name }),
+        None => Ok(None),
+    }
+}
+
 fn write_meta(db: &Connection, name: &'static str, message: &impl prost::Message) -> rusqlite::Result<()> {
-    let value = message.encode_to_vec();
+    write_value(db, name, &message.encode_to_vec())
+}
+
+fn write_value(db: &Connection, name: &'static str, value: &[u8]) -> rusqlite::Result<()> {
     db.prepare_cached("INSERT OR REPLACE INTO meta (name, value, checksum) VALUES (?1, ?2, ?3)")?.execute(params![
         name,
         value,
-        meta_checksum(name, &value)
+        meta_checksum(name, value)
     ])?;
     Ok(())
 }
@@ -219,10 +255,48 @@ fn write_meta(db: &Connection, name: &'static str, message: &impl prost::Message
 const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
+const EXTENT: &str = "extent";
+
+/// How far the log has come: written with every commit, so that what is missing is missed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Extent {
+    commits: u64,
+    /// The index after the last record.
+    next: u64,
+}
+
+impl Extent {
+    fn encode(self) -> [u8; 16] {
+        let mut value = [0; 16];
+        value[..8].copy_from_slice(&self.commits.to_le_bytes());
+        value[8..].copy_from_slice(&self.next.to_le_bytes());
+        value
+    }
+
+    /// The one that was written last; none in a log of an older version, and in a new one.
+    fn read(db: &Connection) -> Result<Option<Self>, LogError> {
+        let Some(value) = read_value(db, EXTENT)? else { return Ok(None) };
+        let number = |at: usize| value.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+        match (number(0), number(8)) {
+            (Some(commits), Some(next)) => Ok(Some(Self { commits, next })),
+            _ => Err(LogError::DamagedMeta { name: EXTENT }),
+        }
+    }
+
+    /// What it is after `job`.
+    fn after(self, job: &Job) -> u64 {
+        match job {
+            Job::Append { entries, .. } => entries.last().map_or(self.next, |last| last.log_id.index + 1),
+            Job::Vote { .. } => self.next,
+            Job::Truncate { from, .. } => self.next.min(*from),
+            Job::Purge { upto, .. } => self.next.max(upto.index + 1),
+        }
+    }
+}
 
 /// Opens the database for writing and makes its tables if need be.
 fn prepare(path: &Path) -> Result<Connection, LogError> {
-    let failed = |source| LogError::Open { path: path.to_owned(), source };
+    let failed = |source| opening(path, source);
     let db = database::open(path, BUSY).map_err(failed)?;
     let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
     if found > FORMAT {
@@ -260,13 +334,25 @@ pub fn seed(path: &Path, vote: &Vote, at: LogId) -> Result<(), LogError> {
 impl LogStore {
     /// Opens or creates the log, checks every record, and starts the writer.
     pub fn open(path: &Path, health: Arc<Health>) -> Result<Self, LogError> {
-        let open_error = |source| LogError::Open { path: path.to_owned(), source };
+        let open_error = |source| opening(path, source);
         let db = prepare(path)?;
-        let report: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(LogError::Read)?;
+        let report: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(read_error)?;
         if report != "ok" {
             return Err(LogError::DamagedFile { report });
         }
         let state = Self::load(&db)?;
+        let mark_path = path.with_extension("mark");
+        let mark_error = |source| LogError::Mark { path: mark_path.clone(), source };
+        let mark = Mark::open(&mark_path).map_err(mark_error)?;
+        let synced = mark.read().map_err(mark_error)?.map_err(|_| LogError::DamagedMeta { name: "its length" })?;
+        let next = state.last.map_or(0, |last| last.index + 1);
+        let extent = Extent::read(&db)?.unwrap_or(Extent { commits: 0, next });
+        if extent.commits < synced {
+            return Err(LogError::Lost { found: extent.commits, synced });
+        }
+        if extent.next != next {
+            return Err(LogError::End { found: next, written: extent.next });
+        }
         let reader = database::open_reader(path, BUSY).map_err(open_error)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let inner = Arc::new(Inner {
@@ -279,7 +365,7 @@ impl LogStore {
         let thread = std::thread::Builder::new()
             .name("fluvial-log".into())
             .spawn(move || {
-                Writer { db, queue, health, failed: None, committed: None }.run(|apply| {
+                Writer { db, queue, health, mark, extent, failed: None, committed: None }.run(|apply| {
                     if let Some(inner) = shared.upgrade() {
                         apply(&mut lock(&inner.state));
                     }
@@ -305,11 +391,10 @@ impl LogStore {
             ..State::default()
         };
         let mut expected = None;
-        let mut statement =
-            db.prepare("SELECT idx, checksum, record FROM entries ORDER BY idx").map_err(LogError::Read)?;
-        let mut rows = statement.query([]).map_err(LogError::Read)?;
-        while let Some(row) = rows.next().map_err(LogError::Read)? {
-            let (index, checksum, record) = read_row(row).map_err(LogError::Read)?;
+        let mut statement = db.prepare("SELECT idx, checksum, record FROM entries ORDER BY idx").map_err(read_error)?;
+        let mut rows = statement.query([]).map_err(read_error)?;
+        while let Some(row) = rows.next().map_err(read_error)? {
+            let (index, checksum, record) = read_row(row).map_err(read_error)?;
             let entry = decode(index, checksum, record)?;
             if expected.is_some_and(|expected| expected != index) {
                 return Err(LogError::Damaged { index, reason: "the records before it are missing".into() });
@@ -333,6 +418,11 @@ impl LogStore {
         let jobs = lock(&self.inner.jobs).clone();
         let Some(jobs) = jobs else { return Err(io::Error::other("the log is closed")) };
         jobs.send(job).await.map_err(|_| io::Error::other("the log's writer has ended"))
+    }
+
+    /// The index of the first record that may still be here: how many entries a snapshot must hold.
+    pub fn cut_before(&self) -> u64 {
+        lock(&self.inner.state).purged.map_or(0, |purged| purged.index + 1)
     }
 
     async fn run(&self, job: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Job) -> io::Result<()> {
@@ -363,11 +453,10 @@ impl LogStore {
             let reader = lock(&self.inner.reader);
             let mut statement = reader
                 .prepare_cached("SELECT idx, checksum, record FROM entries WHERE idx >= ?1 AND idx < ?2 ORDER BY idx")
-                .map_err(LogError::Read)?;
-            let mut rows =
-                statement.query(params![signed(start), signed(end.min(cached_from))]).map_err(LogError::Read)?;
-            while let Some(row) = rows.next().map_err(LogError::Read)? {
-                let (index, checksum, record) = read_row(row).map_err(LogError::Read)?;
+                .map_err(read_error)?;
+            let mut rows = statement.query(params![signed(start), signed(end.min(cached_from))]).map_err(read_error)?;
+            while let Some(row) = rows.next().map_err(read_error)? {
+                let (index, checksum, record) = read_row(row).map_err(read_error)?;
                 let entry = decode(index, checksum, record)?;
                 if !within(&entry) {
                     return Ok(entries);
@@ -393,6 +482,8 @@ struct Writer {
     db: Connection,
     queue: mpsc::Receiver<Job>,
     health: Arc<Health>,
+    mark: Mark,
+    extent: Extent,
     /// Why writing stopped. After a failed sync the disk's state is unknown: trying again could turn a loss into a lie.
     failed: Option<String>,
     committed: Option<LogId>,
@@ -410,11 +501,12 @@ impl Writer {
             }
             let mut committed = None;
             with_state(&mut |state| committed = state.committed);
-            if self.failed.is_none()
-                && let Err(error) = self.write(&jobs, committed)
-            {
-                self.health.fail_with("the log cannot be written", &error);
-                self.failed = Some(error.to_string());
+            if self.failed.is_none() {
+                let written = self.write(&jobs, committed).map_err(io::Error::other);
+                if let Err(error) = written.and_then(|()| self.mark.set(self.extent.commits)) {
+                    self.health.fail_with("the log cannot be written", &error);
+                    self.failed = Some(error.to_string());
+                }
             }
             if self.failed.is_none() {
                 let flushed = jobs.iter().rev().find_map(|job| match job {
@@ -447,7 +539,9 @@ impl Writer {
     fn write(&mut self, jobs: &[Job], committed: Option<LogId>) -> rusqlite::Result<()> {
         let _working = self.health.log.begin();
         let txn = self.db.transaction()?;
+        let mut extent = Extent { commits: self.extent.commits + 1, ..self.extent };
         for job in jobs {
+            extent.next = extent.after(job);
             match job {
                 Job::Append { entries, .. } => {
                     let mut insert = txn
@@ -474,8 +568,9 @@ impl Writer {
         {
             write_meta(&txn, COMMITTED, &log_id_out(id))?;
         }
+        write_value(&txn, EXTENT, &extent.encode())?;
         txn.commit()?;
-        self.committed = committed;
+        (self.committed, self.extent) = (committed, extent);
         Ok(())
     }
 }
@@ -583,92 +678,4 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 }
 
 #[cfg(test)]
-mod tests {
-    use openraft::testing::common::{blank_ent, log_id};
-
-    use super::*;
-
-    fn command(index: u64, value: &'static str) -> Entry {
-        let mut entry: Entry = blank_ent::<TypeConfig>(1, 1, index);
-        entry.payload = openraft::EntryPayload::Normal(crate::types::Command(Bytes::from_static(value.as_bytes())));
-        entry
-    }
-
-    fn open(path: &Path) -> Result<LogStore, LogError> {
-        LogStore::open(path, Arc::new(Health::default()))
-    }
-
-    async fn append(log: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
-        let (tx, rx) = <TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();
-        log.append(entries, IOFlushed::signal(tx)).await?;
-        rx.await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn what_was_flushed_is_there_after_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log.db");
-        let entries: Vec<Entry> = (1..=9).map(|index| command(index, "value")).collect();
-        let vote = Vote::new(7, 3);
-        {
-            let mut log = open(&path).unwrap();
-            log.save_vote(&vote).await.unwrap();
-            append(&mut log, entries.clone()).await.unwrap();
-            log.purge(log_id::<TypeConfig>(1, 1, 2)).await.unwrap();
-            log.truncate_after(Some(log_id::<TypeConfig>(1, 1, 7))).await.unwrap();
-        }
-        let mut log = open(&path).unwrap();
-        assert_eq!(log.read_vote().await.unwrap(), Some(vote));
-        assert_eq!(log.try_get_log_entries(..).await.unwrap(), entries[2..7]);
-        let state = log.get_log_state().await.unwrap();
-        assert_eq!(
-            (state.last_purged_log_id, state.last_log_id),
-            (Some(log_id::<TypeConfig>(1, 1, 2)), Some(log_id::<TypeConfig>(1, 1, 7)))
-        );
-    }
-
-    #[tokio::test]
-    async fn entries_that_left_the_memory_are_read_from_disk() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut log = open(&dir.path().join("log.db")).unwrap();
-        let large = Bytes::from(vec![7; 1 << 20]);
-        let entries: Vec<Entry> = (1..=20)
-            .map(|index| {
-                let mut entry = command(index, "");
-                entry.payload = openraft::EntryPayload::Normal(crate::types::Command(large.clone()));
-                entry
-            })
-            .collect();
-        append(&mut log, entries.clone()).await.unwrap();
-        assert!(lock(&log.inner.state).cache_first > 1, "the memory is bounded");
-        assert_eq!(log.try_get_log_entries(1..=20).await.unwrap(), entries);
-        assert_eq!(log.limited_get_log_entries(3, 20).await.unwrap(), entries[2..3]);
-    }
-
-    #[tokio::test]
-    async fn a_flipped_byte_in_a_record_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log.db");
-        {
-            let mut log = open(&path).unwrap();
-            append(&mut log, (1..=5).map(|index| command(index, "a value to be found in the file")).collect())
-                .await
-                .unwrap();
-        }
-        let mut file = std::fs::read(&path).unwrap();
-        let needle = b"a value to be found";
-        let at = file.windows(needle.len()).position(|window| window == needle).unwrap();
-        file[at] ^= 1;
-        std::fs::write(&path, file).unwrap();
-        assert!(matches!(open(&path), Err(LogError::Damaged { .. })));
-    }
-
-    #[tokio::test]
-    async fn a_flipped_byte_in_the_vote_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log.db");
-        open(&path).unwrap().save_vote(&Vote::new(7, 3)).await.unwrap();
-        Connection::open(&path).unwrap().execute("UPDATE meta SET value = x'0808'", []).unwrap();
-        assert!(matches!(open(&path), Err(LogError::DamagedMeta { name: "vote" })));
-    }
-}
+mod tests;

@@ -5,7 +5,8 @@
 //! the commit.
 //!
 //! Deliberately absent: the sync of every commit. The catalog runs with `synchronous=NORMAL`; what a power cut takes is
-//! applied again from the log, which is never cut beyond the last synced snapshot.
+//! applied again from the log, which is never cut beyond the last synced snapshot. A catalog that was not closed in order is
+//! not trusted either: see [`seal`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,8 +22,10 @@ use prost::Message as _;
 use rusqlite::{Connection, params};
 
 use crate::health::Health;
+use crate::log::REPLACE;
 use crate::query;
 use crate::schema::{self, StateRow, read_state, replace_rows, signed, write_state};
+use crate::seal;
 use crate::snapshot::{SnapshotBuilder, SnapshotFile, Snapshots, copy_checked};
 use crate::trail;
 use crate::types::{
@@ -53,6 +56,8 @@ pub enum MachineError {
     },
     #[error("the catalog's record of what is applied is damaged")]
     Damaged,
+    #[error("the catalog {path:?} is damaged, and the snapshot and the log do not have all of it; {REPLACE}")]
+    Lost { path: PathBuf },
 }
 
 /// What is applied, as decoded from the catalog.
@@ -118,11 +123,37 @@ fn generation_of(name: &str) -> Option<u64> {
 }
 
 impl Catalog {
-    /// Opens the newest catalog of `dir`, or creates one, and removes older ones.
-    pub fn open(dir: &Path) -> Result<Self, MachineError> {
-        let generation = generations(dir)?.into_iter().max().unwrap_or(1);
+    /// Opens the newest catalog of `dir` if it is as it was closed; otherwise the catalog is a new one, to be filled from
+    /// the snapshot and the log. `can_be_made_again` says whether they have all of it.
+    pub fn open(dir: &Path, can_be_made_again: bool) -> Result<Self, MachineError> {
+        let newest = generations(dir)?.into_iter().max();
+        let mut generation = newest.unwrap_or(1);
+        let path = dir.join(file_name(generation));
+        let sealed = seal::open(&path).map_err(|source| MachineError::Dir { dir: dir.to_owned(), source })?;
+        if !sealed {
+            if !can_be_made_again {
+                return Err(MachineError::Lost { path });
+            }
+            if newest.is_some() {
+                tracing::info!(path = %path.display(), "the catalog was not closed in order: it is made again");
+                generation += 1;
+            }
+        }
         Self::remove_others(dir, generation)?;
         Self::at_path(dir, generation)
+    }
+
+    /// Closes it in order, so that it can be opened again, unless somebody still reads: then it is made again.
+    fn seal(&mut self) {
+        let left = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        let sealed = match left {
+            Ok(0) => seal::seal(&self.path).map_err(|error| error.to_string()),
+            Ok(_) => Err("somebody reads it".into()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(reason) = sealed {
+            tracing::info!(reason, "the catalog is not closed in order: it will be made again");
+        }
     }
 
     fn at_path(dir: &Path, generation: u64) -> Result<Self, MachineError> {
@@ -278,9 +309,12 @@ fn apply_op(db: &Connection, revision: Revision, op: Op) -> rusqlite::Result<Opt
     Ok(Some(Event { revision, key, value, previous }))
 }
 
-/// Waits for what is being applied and lets nothing follow. Blocks.
-pub fn close(catalog: &Mutex<Catalog>) {
-    lock(catalog).closed = true;
+/// Waits for what is being applied and lets nothing follow; a catalog that is whole can be opened again. Blocks.
+pub fn close(catalog: &Mutex<Catalog>, whole: bool) {
+    let mut catalog = lock(catalog);
+    if !std::mem::replace(&mut catalog.closed, true) && whole {
+        catalog.seal();
+    }
 }
 
 /// Raft's state machine over the catalog.
@@ -308,8 +342,9 @@ impl StateMachine {
         dir: &Path,
         snapshots: Arc<Snapshots>,
         health: Arc<Health>,
+        can_be_made_again: bool,
     ) -> Result<(Self, Arc<Shared>), MachineError> {
-        let catalog = Catalog::open(dir)?;
+        let catalog = Catalog::open(dir, can_be_made_again)?;
         let at = &catalog.at;
         let shared = Shared::new(&catalog.path, catalog.generation, Revision(at.revision), at.entries(), health);
         let shared = Arc::new(shared);

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::log::REPLACE;
+
 const FILE: &str = "node.json";
 
 /// The data directory is not this node's to use.
@@ -37,7 +39,7 @@ pub enum MarkerError {
         #[source]
         source: std::io::Error,
     },
-    #[error("the owner of the data directory in {path:?} is unreadable")]
+    #[error("the owner of the data directory in {path:?} is unreadable; {REPLACE}")]
     Parse {
         path: PathBuf,
         #[source]

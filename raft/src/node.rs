@@ -351,6 +351,7 @@ impl RaftStore {
 struct OpenFiles {
     log: LogStore,
     catalog: Arc<Mutex<Catalog>>,
+    health: Arc<Health>,
     /// Held for its lock.
     _lock: std::fs::File,
 }
@@ -358,7 +359,7 @@ struct OpenFiles {
 impl OpenFiles {
     /// Ends all writing; afterwards the directory can be opened again.
     fn close(self) {
-        machine::close(&self.catalog);
+        machine::close(&self.catalog, self.health.failure().is_none());
         self.log.close();
     }
 }
@@ -388,8 +389,13 @@ fn open_files(
     let snapshots =
         Snapshots::open(dir, after).map_err(|source| OpenError::Snapshots { dir: dir.to_owned(), source })?;
     let snapshots = Arc::new(snapshots);
-    let (machine, shared) = StateMachine::open(dir, Arc::clone(&snapshots), health)?;
-    let files = OpenFiles { log, catalog: machine.catalog(), _lock: lock };
+    let can_be_made_again = snapshots.entries() >= log.cut_before();
+    let (machine, shared) = StateMachine::open(dir, Arc::clone(&snapshots), Arc::clone(&health), can_be_made_again)?;
+    if snapshots.remove_damaged().map_err(|source| OpenError::Snapshots { dir: dir.to_owned(), source })? {
+        // The next request for one, after the first entry, is granted.
+        snapshots.force();
+    }
+    let files = OpenFiles { log, catalog: machine.catalog(), health, _lock: lock };
     Ok(Opened { files, machine, shared, snapshots })
 }
 

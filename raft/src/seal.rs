@@ -51,7 +51,11 @@ pub fn open(catalog: &Path) -> io::Result<bool> {
     let log = catalog.with_extension("db-wal");
     let closed = !log.exists() || log.metadata()?.len() == 0;
     let Ok(seal) = serde_json::from_slice::<Seal>(&text) else { return Ok(false) };
-    Ok(closed && measure(catalog)? == seal)
+    match measure(catalog) {
+        Ok(found) => Ok(closed && found == seal),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -76,6 +80,9 @@ mod tests {
         std::fs::write(&catalog, b"some bytes").unwrap();
         seal(&catalog).unwrap();
         std::fs::write(dir.path().join("catalog-1.db-wal"), b"written since").unwrap();
+        assert!(!open(&catalog).unwrap());
+        seal(&catalog).unwrap();
+        std::fs::remove_file(&catalog).unwrap();
         assert!(!open(&catalog).unwrap());
     }
 }

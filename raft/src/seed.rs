@@ -22,6 +22,7 @@ use crate::log::{self, LogError};
 use crate::machine::{Position, file_name};
 use crate::marker::{self, MarkerError};
 use crate::schema::{self, replace_rows, signed, write_state};
+use crate::seal;
 use crate::snapshot::{self, Snapshots};
 use crate::store::{StoreError, check_key};
 use crate::types::{LogId, StoredMembership, Vote};
@@ -156,6 +157,7 @@ impl Seeding {
         let snapshots = Snapshots::open(&dir, u64::MAX).map_err(failed)?;
         snapshot::build(&db, &snapshots).map_err(failed)?;
         db.close().map_err(|(_, source)| catalog(source))?;
+        seal::seal(&path).map_err(failed)?;
         log::seed(&dir.join(LOG), &Vote { leader_id: leader, committed: true }, at)?;
         marker::write(&dir, node_id, &cluster_id)?;
         marker::sync_dir(&dir).map_err(failed)

@@ -53,7 +53,8 @@ pub fn copy_checked(from: &SnapshotFile, to: &mut File) -> io::Result<()> {
     Ok(())
 }
 
-fn copy(from: &mut impl io::Read, mut to: Option<&mut File>) -> io::Result<(u64, u32)> {
+/// Copies all bytes, or reads them only, and says how many there are and what their checksum is.
+pub fn copy(from: &mut impl io::Read, mut to: Option<&mut File>) -> io::Result<(u64, u32)> {
     let mut buffer = vec![0; CHUNK];
     let (mut bytes, mut crc32c) = (0, 0);
     loop {
@@ -103,10 +104,12 @@ pub struct Snapshots {
     forced: AtomicBool,
     /// It was said that there is no room.
     told: AtomicBool,
+    /// Snapshots whose checksums do not fit their names.
+    damaged: Vec<PathBuf>,
 }
 
 impl Snapshots {
-    /// Finds the newest snapshot in `dir` and removes what a crash left behind.
+    /// Finds the newest whole snapshot in `dir` and removes what a crash left behind.
     pub fn open(dir: &Path, after: u64) -> io::Result<Self> {
         let mut kept: Vec<(Kept, PathBuf)> = Vec::new();
         for entry in std::fs::read_dir(dir)? {
@@ -119,9 +122,16 @@ impl Snapshots {
             }
         }
         kept.sort_by_key(|(found, _)| found.entries);
-        let current = kept.pop().map(|(found, _)| found);
-        for (_, path) in kept {
-            std::fs::remove_file(path)?;
+        let (mut current, mut damaged) = (None, Vec::new());
+        for (found, path) in kept.into_iter().rev() {
+            if current.is_some() {
+                std::fs::remove_file(path)?;
+            } else if copy(&mut File::open(&path)?, None)?.1 == found.crc32c {
+                current = Some(found);
+            } else {
+                tracing::error!(path = %path.display(), "this snapshot is damaged: its checksum does not fit");
+                damaged.push(path);
+            }
         }
         Ok(Self {
             dir: dir.to_owned(),
@@ -129,7 +139,21 @@ impl Snapshots {
             current: Mutex::new(current),
             forced: AtomicBool::new(false),
             told: AtomicBool::new(false),
+            damaged,
         })
+    }
+
+    /// How many log entries the snapshot holds; none without one.
+    pub fn entries(&self) -> u64 {
+        self.lock().as_ref().map_or(0, |kept| kept.entries)
+    }
+
+    /// Removes damaged snapshots, once nothing needs them. Whether there were any.
+    pub fn remove_damaged(&self) -> io::Result<bool> {
+        for path in &self.damaged {
+            std::fs::remove_file(path)?;
+        }
+        Ok(!self.damaged.is_empty())
     }
 
     pub fn dir(&self) -> &Path {

@@ -87,15 +87,15 @@ fn call(method: Method, path: String, content_type: &'static str, body: Option<&
 }
 
 impl Clients {
-    /// Makes the registers and starts so many clients, and a watcher at every hub.
+    /// Makes the registers and starts so many clients at these hubs, and a watcher at each.
     ///
     /// # Panics
     /// When a register cannot be made.
     #[track_caller]
-    pub fn start(federation: &Federation, clients: usize, registers: usize) -> Self {
+    pub fn start(federation: &Federation, hubs: &[usize], clients: usize, registers: usize) -> Self {
         let runtime = Runtime::new().expect("a runtime can be started");
-        let addresses: Vec<String> =
-            federation.urls.iter().map(|url| url.trim_start_matches("https://").to_owned()).collect();
+        let urls = hubs.iter().map(|hub| &federation.urls[hub - 1]);
+        let addresses: Vec<String> = urls.map(|url| url.trim_start_matches("https://").to_owned()).collect();
         let tls = crate::connection::kubeconfig_tls(&federation.api.kubeconfig).expect("the kubeconfig has a user");
         let shared = Arc::new(Shared {
             tls,

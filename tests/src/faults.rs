@@ -34,7 +34,19 @@ pub fn more(federation: &Federation, clients: &Clients, what: &str) {
 /// `fault` returns how it was seen to take effect; `seed` is what it was drawn from, if it was.
 #[track_caller]
 pub fn under(federation: &mut Federation, seed: Option<u64>, fault: impl FnOnce(&mut Federation, &Clients) -> String) {
-    let clients = Clients::start(federation, CLIENTS, REGISTERS);
+    let hubs = federation.running();
+    under_at(federation, &hubs, seed, fault);
+}
+
+/// The same, with clients at these hubs alone: a hub that leaves for good tells its watchers nothing more.
+#[track_caller]
+pub fn under_at(
+    federation: &mut Federation,
+    hubs: &[usize],
+    seed: Option<u64>,
+    fault: impl FnOnce(&mut Federation, &Clients) -> String,
+) {
+    let clients = Clients::start(federation, hubs, CLIENTS, REGISTERS);
     more(federation, &clients, "writes before the fault");
     let proof = fault(federation, &clients);
     assert!(!proof.is_empty(), "nothing shows that the fault took effect");

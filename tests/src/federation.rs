@@ -56,6 +56,8 @@ pub struct Federation {
     nodes: BTreeMap<String, Process>,
     /// What every `hub run` is given beside its folder.
     hub_arguments: Vec<String>,
+    /// What the environment of a hub has beside that of the test.
+    pub hub_environment: BTreeMap<usize, Vec<(String, String)>>,
     /// What every `member run` is given beside its folder and name.
     pub member_arguments: Vec<String>,
     /// `https://HOST:PORT` of each hub.
@@ -140,6 +142,16 @@ impl Api {
         let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
         std::fs::write(file.path(), yaml).expect("a temporary file can be written");
         self.kubectl(&["apply", "-f", &file.path().display().to_string()])
+    }
+
+    /// Makes objects of YAML with `kubectl`, which remembers nothing of them: they may be large.
+    ///
+    /// # Errors
+    /// With what kubectl says.
+    pub fn create(&self, yaml: &str) -> Result<String, String> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        std::fs::write(file.path(), yaml).expect("a temporary file can be written");
+        self.kubectl(&["create", "-f", &file.path().display().to_string()])
     }
 
     /// One object, if it is there.
@@ -271,6 +283,13 @@ impl Federation {
         Self::start_on((folder, Vec::new(), Some(Network::new(hubs))), hubs, &[], &[])
     }
 
+    /// The same, with room for so many machines in all, and with arguments for every `hub run`.
+    #[track_caller]
+    pub fn start_apart_with(hubs: usize, machines: usize, hub_arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        Self::start_on((folder, Vec::new(), Some(Network::new(machines))), hubs, &[], hub_arguments)
+    }
+
     #[track_caller]
     fn start_on(
         (folder, disks, network): (TempDir, Vec<Disk>, Option<Network>),
@@ -288,15 +307,13 @@ impl Federation {
             nodes: BTreeMap::new(),
             hub_arguments: hub_arguments.iter().map(|&argument| argument.to_owned()).collect(),
             member_arguments: Vec::new(),
+            hub_environment: BTreeMap::new(),
             urls: Vec::new(),
         };
         for number in 1..=hubs {
             federation.make_hub(number);
         }
-        wait_for(DEADLINE, "the hubs vote", || {
-            let members = federation.api.kubectl(&["get", "--raw", "/apis/fluvial.io/v1alpha1/hubs"])?;
-            if members.matches("\"voter\"").count() == hubs { Ok(()) } else { Err(members) }
-        });
+        federation.until_voters(1, hubs);
         for name in members {
             federation.add_member(name);
         }
@@ -317,6 +334,21 @@ impl Federation {
     /// Makes one more hub, or, if it is the first, the federation; returns when it answers.
     #[track_caller]
     pub fn make_hub(&mut self, number: usize) {
+        self.set_up_hub(number);
+        self.run_hub(number);
+        wait_for(DEADLINE, "the hub answers", || self.on(number, &["get", "namespace", "default"]).map(|_| ()));
+    }
+
+    /// Lets one more hub join, at the next number, without running it.
+    #[track_caller]
+    pub fn join_hub(&mut self) -> usize {
+        let number = self.urls.len() + 1;
+        self.set_up_hub(number);
+        number
+    }
+
+    #[track_caller]
+    fn set_up_hub(&mut self, number: usize) {
         let listen = match &self.network {
             Some(network) => format!("{}:7461", network.address(number)),
             None => format!("127.0.0.1:{}", free_port()),
@@ -335,8 +367,45 @@ impl Federation {
                 .expect("the hub joins");
         }
         self.urls.push(format!("https://{listen}"));
-        self.run_hub(number);
-        wait_for(DEADLINE, "the hub answers", || self.on(number, &["get", "namespace", "default"]).map(|_| ()));
+    }
+
+    /// Waits until so many hubs vote, as hub `witness` says, and no other is there.
+    #[track_caller]
+    pub fn until_voters(&self, witness: usize, voters: usize) {
+        wait_for(DEADLINE, "the hubs vote", || {
+            let members =
+                self.on(witness, &["--request-timeout=5s", "get", "--raw", "/apis/fluvial.io/v1alpha1/hubs"])?;
+            let (all, of_them) = (members.matches("\"role\"").count(), members.matches("\"voter\"").count());
+            if (all, of_them) == (voters, voters) { Ok(()) } else { Err(members) }
+        });
+    }
+
+    /// Lets one more hub join, at the next number, and runs it.
+    #[track_caller]
+    pub fn add_hub(&mut self) -> usize {
+        let number = self.urls.len() + 1;
+        self.make_hub(number);
+        number
+    }
+
+    /// The id that a hub has in the federation.
+    #[track_caller]
+    pub fn hub_id(&self, number: usize) -> u64 {
+        let record = std::fs::read(self.hub_dir(number).join("hub.json")).expect("the hub has a record");
+        let record: Value = serde_json::from_slice(&record).expect("it is JSON");
+        record["nodeId"].as_u64().expect("it has an id")
+    }
+
+    /// Takes a hub out of the federation for good, asking hub `at`.
+    ///
+    /// # Errors
+    /// With what it says.
+    pub fn remove_hub(&self, at: usize, number: usize) -> Result<String, String> {
+        let kubeconfig = std::fs::read_to_string(&self.api.kubeconfig).expect("there is a kubeconfig");
+        let other = self.folder.path().join(format!("kubeconfig-{at}"));
+        std::fs::write(&other, kubeconfig.replace(&self.urls[0], &self.urls[at - 1])).expect("a file can be written");
+        let api = Api { kubeconfig: other };
+        api.fluvial(&["hub", "remove", &self.hub_id(number).to_string(), "--timeout", "30s"])
     }
 
     /// A new token for what `arguments` of `fluvial token create` say.
@@ -392,6 +461,7 @@ impl Federation {
             None => Command::new(fluvial_bin()),
         };
         command.args(["hub", "run", "--data-dir"]).arg(self.hub_dir(number)).args(&self.hub_arguments);
+        command.envs(self.hub_environment.get(&number).into_iter().flatten());
         let process = Process::start(&mut command, &self.folder.path().join(format!("hub-{number}.log")));
         self.hubs.insert(number, process);
     }
@@ -428,6 +498,13 @@ impl Federation {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.hub_process(number)).expect("a process number"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it can be signalled");
         self.hub_ends(number)
+    }
+
+    /// Sends a signal to the process of a hub.
+    #[track_caller]
+    pub fn signal_hub(&self, number: usize, signal: &str) {
+        let process = self.hub_process(number).to_string();
+        assert!(Command::new("kill").args([signal, &process]).status().expect("kill can be started").success());
     }
 
     /// The process of a hub.

@@ -119,20 +119,15 @@ fn a_leader_that_sleeps_wakes_up_as_a_follower_that_knows_nothing_old() {
     under(&mut federation, None, |federation, clients| {
         for _ in 0..2 {
             let old = federation.leader();
-            signal(federation, old, "-STOP");
+            federation.signal_hub(old, "-STOP");
             another_leads(federation, other_than(old), old);
             more(federation, clients, "writes while it sleeps");
             // What it was asked meanwhile it answers now: none of it may be old.
-            signal(federation, old, "-CONT");
+            federation.signal_hub(old, "-CONT");
             follows(federation, old);
         }
         "another one led while the leader slept, twice".into()
     });
-}
-
-fn signal(federation: &Federation, hub: usize, signal: &str) {
-    let process = federation.hub_process(hub).to_string();
-    assert!(std::process::Command::new("kill").args([signal, &process]).status().unwrap().success());
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! | `data.key` | the key of Secrets, base64 |
 //! | `cert.pem`, `key.pem` | the hub's own certificate |
 //! | `store/` | its replica of the store |
+//! | `store.made` | there was a `store/` once: it is not made a second time |
 //! | `blocks/` | manifest blocks |
 //!
 //! Invariant: what is secret is readable by its owner alone.
@@ -56,6 +57,11 @@ pub enum HomeError {
     Newer { path: PathBuf, found: u32 },
     #[error("{path} must hold {KEY_BYTES} bytes in base64")]
     DataKey { path: PathBuf },
+    #[error(
+        "{path} has lost its replica of the store: it must not return under its old id without what it voted for; remove this \
+         hub from the federation (`fluvial hub remove`) and let a new one join, in an empty directory"
+    )]
+    StoreLost { path: PathBuf },
     #[error("reading the authority")]
     Authority(#[source] authority::Error),
     #[error("reading the hub's key")]
@@ -117,6 +123,30 @@ impl Home {
     #[must_use]
     pub fn blocks(&self) -> PathBuf {
         self.file("blocks")
+    }
+
+    /// Checks that the store is not about to be made a second time.
+    ///
+    /// # Errors
+    /// If there was one, and it is gone.
+    pub fn check_store(&self) -> Result<(), HomeError> {
+        let path = self.store();
+        if self.file("store.made").exists() && !path.join("node.json").exists() {
+            return Err(HomeError::StoreLost { path });
+        }
+        Ok(())
+    }
+
+    /// Keeps in mind that there is a store.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn note_store(&self) -> Result<(), HomeError> {
+        let path = self.file("store.made");
+        if path.exists() {
+            return Ok(());
+        }
+        Ok(files::write_public(&path, "")?)
     }
 
     /// Whether a hub lives here.

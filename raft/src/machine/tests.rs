@@ -19,7 +19,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
         let dir = tempfile::tempdir().unwrap();
         let log = LogStore::open(&dir.path().join("log.db"), Arc::default()).unwrap();
         let snapshots = Arc::new(Snapshots::open(dir.path(), 1000).unwrap());
-        let (machine, _) = StateMachine::open(dir.path(), snapshots, Arc::default()).unwrap();
+        let (machine, _) = StateMachine::open(dir.path(), snapshots, Arc::default(), true).unwrap();
         Ok((dir, log, machine))
     }
 }
@@ -109,7 +109,7 @@ proptest! {
     #[test]
     fn the_catalog_agrees_with_a_map_of_every_state(steps in prop::collection::vec(step(), 1..60)) {
         let dir = tempfile::tempdir().unwrap();
-        let mut catalog = Catalog::open(dir.path()).unwrap();
+        let mut catalog = Catalog::open(dir.path(), true).unwrap();
         let mut oracle = Oracle { states: vec![BTreeMap::new()], compacted: 0 };
         let mut recorded = 0;
         let name = |key: u8| format!("key/{key}");
@@ -154,8 +154,9 @@ proptest! {
                     prop_assert_eq!(results, vec![Applied::Compacted { oldest: Revision(oracle.compacted) }]);
                 }
                 Step::Reopen => {
+                    catalog.seal();
                     drop(catalog);
-                    catalog = Catalog::open(dir.path()).unwrap();
+                    catalog = Catalog::open(dir.path(), false).unwrap();
                     prop_assert_eq!(catalog.at.revision, newest);
                 }
             }
