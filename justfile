@@ -24,6 +24,10 @@ fix:
     cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
     cargo fmt --all
 
+# All tests of hubs under faults, once for each seed, with their figures. FLUVIAL_KILLS=N for more of each fault.
+faults *SEEDS:
+    cargo run -p fluvial-tests --bin faults -- {{SEEDS}}
+
 # Licences, bans, sources and, unlike CI, known vulnerabilities (needs the network).
 deny:
     tests/bed/install cargo-deny

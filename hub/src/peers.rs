@@ -54,6 +54,10 @@ pub struct Hub {
 pub trait Membership: Send + Sync + 'static {
     /// Every hub, this one too, as far as this one knows.
     fn hubs(&self) -> Vec<Hub>;
+    /// Whether a change of who votes is half done.
+    fn is_changing(&self) -> bool {
+        false
+    }
 }
 
 /// Why a hub cannot be reached.
@@ -192,6 +196,12 @@ impl Peers {
     #[must_use]
     pub fn hubs(&self) -> Vec<Hub> {
         self.membership.hubs()
+    }
+
+    /// Whether a change of who votes is half done.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        self.membership.is_changing()
     }
 
     fn others(&self) -> Vec<Hub> {

@@ -31,6 +31,7 @@ use fluvial_proto::v1::agent_service_server::AgentServiceServer;
 use fluvial_proto::v1::hub_service_server::HubServiceServer;
 use fluvial_proto::v1::join_service_server::JoinServiceServer;
 use fluvial_proto::v1::node_service_server::NodeServiceServer;
+use fluvial_raft::config::{KEEP_LOG, SNAPSHOT_AFTER};
 use fluvial_raft::{Config, Leadership, OpenError, RaftStore, Store, Timings, peer_service};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -124,8 +125,25 @@ pub struct HubConfig {
     pub clock: Option<SharedClock>,
     /// Whether this hub plans when it leads. A fleet needs hubs that do; tests of what lies beside the planner do not.
     pub plans: bool,
+    /// When the log is cut, and how much of it is kept.
+    pub log: LogLimits,
     /// How long a certificate that it makes is good for, its own among them; each is renewed at half its life.
     pub certificate_lifetime: Duration,
+}
+
+/// When a hub makes a snapshot of its catalog, so that the log can be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Log entries after which a snapshot is due; a large catalog waits longer.
+    pub snapshot_after: u64,
+    /// Log entries that are kept behind the snapshot, for hubs that were away shortly.
+    pub keep: u64,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { snapshot_after: SNAPSHOT_AFTER, keep: KEEP_LOG }
+    }
 }
 
 impl HubConfig {
@@ -137,6 +155,7 @@ impl HubConfig {
             timings: Timings::default(),
             clock: None,
             plans: true,
+            log: LogLimits::default(),
             certificate_lifetime: LEAF_LIFETIME,
         }
     }
@@ -177,6 +196,10 @@ impl Membership for StoreMembership {
         };
         self.0.members().into_iter().map(hub).collect()
     }
+
+    fn is_changing(&self) -> bool {
+        self.0.is_changing()
+    }
 }
 
 impl Hub {
@@ -200,7 +223,7 @@ impl Hub {
         };
         let trust_domain = authority.trust_domain().clone();
         let dialler = Dialler { credentials: credentials.clone(), trust_domain: trust_domain.clone() };
-        let store = open_store(&home, &record, config.timings, &dialler).await?;
+        let store = open_store(&home, &record, config.timings, config.log, &dialler).await?;
 
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let objects = Objects { store: shared.clone(), vault: Arc::new(Vault::new(&data_key)) };
@@ -323,10 +346,12 @@ async fn open_store(
     home: &Home,
     record: &HubRecord,
     timings: Timings,
+    log: LogLimits,
     dialler: &Dialler,
 ) -> Result<RaftStore, RunError> {
     let mut config = Config::new(record.node_id, &record.cluster_id, home.store(), &record.advertise);
     config.timings = timings;
+    (config.snapshot_after, config.keep_log) = (log.snapshot_after, log.keep);
     home.check_store()?;
     let store = RaftStore::open(config, Arc::new(dialler.clone())).await.map_err(RunError::Store)?;
     home.note_store()?;

@@ -3,6 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Log entries after which a snapshot is due, if nothing else is said: some seconds of the fastest writing.
+pub const SNAPSHOT_AFTER: u64 = 20_000;
+/// Log entries that are kept behind the snapshot, if nothing else is said.
+pub const KEEP_LOG: u64 = 5_000;
+
 /// One node's settings. All nodes of a cluster should have the same timings.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -38,8 +43,8 @@ impl Config {
             data_dir: data_dir.into(),
             address: address.into(),
             timings: Timings::default(),
-            snapshot_after: 20_000,
-            keep_log: 5_000,
+            snapshot_after: SNAPSHOT_AFTER,
+            keep_log: KEEP_LOG,
             history: 100_000,
         }
     }

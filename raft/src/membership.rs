@@ -94,6 +94,22 @@ pub(crate) fn list(membership: &StoredMembership, leader: Option<u64>) -> Vec<Me
     members
 }
 
+/// Whether a change is half done: then majorities of both sets of voters are needed.
+pub(crate) fn is_joint(membership: &StoredMembership) -> bool {
+    membership.membership().get_joint_config().len() > 1
+}
+
+/// Ends a change that a former leader left half done; this node must lead. Whether there was one.
+pub(crate) async fn settle(inner: &Inner) -> Result<bool, MembershipError> {
+    if !is_joint(&inner.membership()) {
+        return Ok(false);
+    }
+    // One that is under way here is no former leader's.
+    let Ok(_one_at_a_time) = inner.changing.try_lock() else { return Ok(false) };
+    finish(inner).await?;
+    Ok(true)
+}
+
 /// Makes the change, here or on the leader.
 pub(crate) async fn change(inner: &Inner, change: Change) -> Result<(), MembershipError> {
     let deadline = Instant::now() + inner.timings.request;
@@ -125,8 +141,7 @@ pub(crate) async fn change_here(inner: &Inner, change: Change) -> Result<(), Mem
         Change::Add { id, address } => add(inner, id, address).await,
         Change::Remove { id } => remove(inner, id).await,
     }?;
-    let membership = inner.membership();
-    if membership.membership().get_joint_config().len() > 1 {
+    if is_joint(&inner.membership()) {
         return Err(MembershipError::Failed { reason: "the change is only half done: make it again".into() });
     }
     Ok(())
@@ -165,7 +180,7 @@ async fn remove(inner: &Inner, id: u64) -> Result<(), MembershipError> {
 
 /// Ends a change that a former leader left half done.
 async fn finish(inner: &Inner) -> Result<(), MembershipError> {
-    if inner.membership().membership().get_joint_config().len() > 1 {
+    if is_joint(&inner.membership()) {
         return run(inner, ChangeMembers::AddVoterIds(BTreeSet::new()), true).await;
     }
     Ok(())

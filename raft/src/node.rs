@@ -229,6 +229,20 @@ impl RaftStore {
         membership::change(&self.inner, Change::Remove { id }).await
     }
 
+    /// Whether a change of members is half done, as far as this node knows.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        membership::is_joint(&self.inner.membership())
+    }
+
+    /// Ends a change that a former leader left half done, if this node leads. Whether there was one.
+    ///
+    /// # Errors
+    /// If no majority confirms it in time.
+    pub async fn settle_members(&self) -> Result<bool, MembershipError> {
+        membership::settle(&self.inner).await
+    }
+
     /// The members as this node knows them.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {

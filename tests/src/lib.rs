@@ -9,6 +9,7 @@
 pub mod azurite;
 pub mod bed;
 pub mod clients;
+pub mod clock;
 pub mod connection;
 pub mod disk;
 pub mod faults;

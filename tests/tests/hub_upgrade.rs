@@ -20,7 +20,7 @@ fn go_on(clients: &Clients, more: u64) {
 #[test]
 fn hubs_that_are_restarted_one_after_the_other_under_load_lose_nothing() {
     let mut federation = Federation::start(3, &[]);
-    let clients = Clients::start(&federation, 6, 4);
+    let clients = Clients::start(&federation, &federation.running(), 6, 4);
     go_on(&clients, 50);
     // The leader each time, and then whoever is left: every hub once, and at least one that leads.
     let mut waiting = vec![1, 2, 3];

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use fluvial_certs::TrustDomain;
-use fluvial_hub::run::{self, HubConfig, InitOptions, JoinOptions, RunningHub};
+use fluvial_hub::run::{self, HubConfig, InitOptions, JoinOptions, LogLimits, RunningHub};
 use http::Method;
 use kube::Client;
 use secrecy::SecretString;
@@ -64,6 +64,8 @@ pub(crate) enum Command {
         /// How long certificates are good for that this hub makes; each is renewed at half its life.
         #[arg(long, default_value = "24h", value_parser = certificate_lifetime)]
         certificate_lifetime: Duration,
+        #[command(flatten)]
+        log: Log,
     },
     /// List the hubs of the fleet.
     Members {
@@ -82,6 +84,18 @@ pub(crate) enum Command {
         #[arg(long, default_value = "60s", value_parser = duration)]
         timeout: Duration,
     },
+}
+
+/// How long the log may become. For hubs with little disk, and for tests; all hubs of a federation should have the same.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Advanced")]
+pub(crate) struct Log {
+    /// Log entries after which a snapshot is made and the log is cut.
+    #[arg(long, default_value_t = LogLimits::default().snapshot_after, value_parser = clap::value_parser!(u64).range(1..))]
+    snapshot_after: u64,
+    /// Log entries that are kept behind a snapshot: a hub that was away for longer needs the snapshot.
+    #[arg(long, default_value_t = LogLimits::default().keep)]
+    keep_log: u64,
 }
 
 pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result<()> {
@@ -110,7 +124,7 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
             eprintln!("hub {} may join; start it: fluvial hub run --data-dir {}", record.node_id, data_dir.display());
             Ok(())
         }
-        Command::Run { data_dir, certificate_lifetime } => serve(data_dir, certificate_lifetime).await,
+        Command::Run { data_dir, certificate_lifetime, log } => serve(data_dir, certificate_lifetime, log).await,
         Command::Members { output } => {
             let client = client::connect(kubeconfig).await?;
             let items = members(&client).await?;
@@ -171,8 +185,9 @@ fn certificate_lifetime(text: &str) -> Result<Duration, String> {
     if ALLOWED.contains(&lifetime) { Ok(lifetime) } else { Err(format!("\"{text}\" must be from 10s to 365d")) }
 }
 
-async fn serve(data_dir: PathBuf, certificate_lifetime: Duration) -> Result<()> {
-    let config = || HubConfig { certificate_lifetime, ..HubConfig::new(&data_dir) };
+async fn serve(data_dir: PathBuf, certificate_lifetime: Duration, log: Log) -> Result<()> {
+    let log = LogLimits { snapshot_after: log.snapshot_after, keep: log.keep_log };
+    let config = || HubConfig { certificate_lifetime, log, ..HubConfig::new(&data_dir) };
     let started = |hub: &RunningHub| eprintln!("hub {} listens on {}", hub.record().node_id, hub.address());
     Ok(run::restart::run(config, until_told_to_stop()?, started).await?)
 }

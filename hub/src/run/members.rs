@@ -36,6 +36,8 @@ enum MemberError {
         #[source]
         source: DialError,
     },
+    #[error("completing a change of members that a former leader left half done")]
+    Settle(#[source] MembershipError),
     #[error("changing the membership of hub {id}")]
     Change {
         id: u64,
@@ -65,6 +67,9 @@ async fn once(
     dialler: &Dialler,
     clock: &SharedClock,
 ) -> Result<(), MemberError> {
+    if store.settle_members().await.map_err(MemberError::Settle)? {
+        tracing::info!("a change of members that a former leader left half done is complete");
+    }
     let members: HashMap<_, _> = store.members().into_iter().map(|m| (m.id, m.role)).collect();
     let hubs = admitted_hubs(objects, Consistency::Stale).await?;
     let mut first_error = None;

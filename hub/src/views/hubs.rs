@@ -13,7 +13,7 @@ use crate::api::status::ApiError;
 use crate::audit::{Act, Origin};
 use crate::enrol::join::{AdmittedHub, admitted_hubs, hub_key};
 
-/// `GET hubs`.
+/// `GET hubs`. `changing`: a change of who votes is half done.
 pub(super) async fn list(State(state): State<ViewsState>) -> Response {
     let hub = |hub: crate::peers::Hub| {
         json!({
@@ -25,7 +25,9 @@ pub(super) async fn list(State(state): State<ViewsState>) -> Response {
         })
     };
     let items: Vec<_> = state.peers.hubs().into_iter().map(hub).collect();
-    axum::Json(json!({ "apiVersion": "fluvial.io/v1alpha1", "kind": "HubList", "items": items })).into_response()
+    let changing = state.peers.is_changing();
+    let list = json!({ "apiVersion": "fluvial.io/v1alpha1", "kind": "HubList", "changing": changing, "items": items });
+    axum::Json(list).into_response()
 }
 
 /// `DELETE hubs/ID`: the leader removes the hub from the fleet and revokes its certificates, soon after this answers.
