@@ -14,6 +14,7 @@
 //! Deliberately absent: certificates (the caller hands over channels), authorisation of peers (the hub's), the meaning
 //! of keys and values, and wall-clock time in anything that is replicated.
 
+mod blocking;
 pub mod config;
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
@@ -33,6 +34,8 @@ mod schema;
 mod seal;
 mod seed;
 mod server;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod snapshot;
 pub mod store;
 mod trail;

@@ -17,7 +17,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -28,6 +28,7 @@ use prost::Message as _;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::blocking::{known_bug, seen};
 use crate::database;
 use crate::health::Health;
 use crate::mark::Mark;
@@ -362,14 +363,30 @@ impl LogStore {
             writer: Mutex::new(None),
         });
         let shared = Arc::downgrade(&inner);
+        let mut writer = Writer { db, health, mark, extent, shared, failed: None, committed: None };
+        #[cfg(feature = "simulation")]
+        if crate::simulation::running() {
+            // A task in the thread's place; like the thread, it ends with the queue.
+            tokio::spawn(async move {
+                let mut queue = queue;
+                while let Some(first) = queue.recv().await {
+                    let mut jobs = gather(first, &mut queue);
+                    if known_bug!(ReplyBeforeSync) {
+                        reply_early(&mut jobs);
+                    }
+                    crate::simulation::disk_time().await;
+                    writer.serve(jobs);
+                }
+            });
+            return Ok(Self { inner });
+        }
+        let mut queue = queue;
         let thread = std::thread::Builder::new()
             .name("fluvial-log".into())
             .spawn(move || {
-                Writer { db, queue, health, mark, extent, failed: None, committed: None }.run(|apply| {
-                    if let Some(inner) = shared.upgrade() {
-                        apply(&mut lock(&inner.state));
-                    }
-                });
+                while let Some(first) = queue.blocking_recv() {
+                    writer.serve(gather(first, &mut queue));
+                }
             })
             .map_err(LogError::Thread)?;
         *lock(&inner.writer) = Some(thread);
@@ -391,6 +408,8 @@ impl LogStore {
             ..State::default()
         };
         let mut expected = None;
+        #[cfg(feature = "simulation")]
+        let mut entries = Vec::new();
         let mut statement = db.prepare("SELECT idx, checksum, record FROM entries ORDER BY idx").map_err(read_error)?;
         let mut rows = statement.query([]).map_err(read_error)?;
         while let Some(row) = rows.next().map_err(read_error)? {
@@ -400,12 +419,15 @@ impl LogStore {
                 return Err(LogError::Damaged { index, reason: "the records before it are missing".into() });
             }
             expected = Some(index + 1);
+            #[cfg(feature = "simulation")]
+            entries.push((entry.log_id.into(), crate::simulation::digest(&entry)));
             state.flushed = index;
             state.push(entry);
             state.shrink();
         }
         state.cache_first =
             if state.cache.is_empty() { state.last.map_or(0, |last| last.index + 1) } else { state.cache_first };
+        seen!(Opened { vote: state.vote.map(Into::into), purged: state.purged.map(Into::into), entries });
         Ok(state)
     }
 
@@ -478,59 +500,95 @@ fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(u64, u32, Vec<u8>)> {
     Ok((u64::try_from(index).unwrap_or(0), row.get(1)?, row.get(2)?))
 }
 
+/// The jobs that share the next commit.
+fn gather(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
+    let mut jobs = vec![first];
+    while jobs.len() < JOBS_PER_COMMIT {
+        match queue.try_recv() {
+            Ok(job) => jobs.push(job),
+            Err(_) => break,
+        }
+    }
+    jobs
+}
+
+/// Tells Raft whether `entries` are on disk.
+fn tell(_entries: &[Entry], done: IOFlushed<TypeConfig>, result: io::Result<()>) {
+    #[cfg(feature = "simulation")]
+    if let (Ok(()), Some(last)) = (&result, _entries.last()) {
+        seen!(Flushed { at: last.log_id.into() });
+    }
+    done.io_completed(result);
+}
+
+#[cfg(feature = "simulation")]
+fn reply_early(jobs: &mut [Job]) {
+    for job in jobs {
+        if let Job::Append { entries, done } = job {
+            tell(entries, std::mem::replace(done, IOFlushed::noop()), Ok(()));
+        }
+    }
+}
+
 struct Writer {
     db: Connection,
-    queue: mpsc::Receiver<Job>,
     health: Arc<Health>,
     mark: Mark,
     extent: Extent,
+    /// What is known of the log, for as long as anyone has it open.
+    shared: Weak<Inner>,
     /// Why writing stopped. After a failed sync the disk's state is unknown: trying again could turn a loss into a lie.
     failed: Option<String>,
     committed: Option<LogId>,
 }
 
 impl Writer {
-    fn run(mut self, with_state: impl Fn(&mut dyn FnMut(&mut State))) {
-        while let Some(first) = self.queue.blocking_recv() {
-            let mut jobs = vec![first];
-            while jobs.len() < JOBS_PER_COMMIT {
-                match self.queue.try_recv() {
-                    Ok(job) => jobs.push(job),
-                    Err(_) => break,
-                }
+    fn with_state(&self, with: impl FnOnce(&mut State)) {
+        if let Some(inner) = self.shared.upgrade() {
+            with(&mut lock(&inner.state));
+        }
+    }
+
+    /// Makes one commit of `jobs` and then tells those who wait for it.
+    fn serve(&mut self, jobs: Vec<Job>) {
+        let mut committed = None;
+        self.with_state(|state| committed = state.committed);
+        if self.failed.is_none() {
+            let written = self.write(&jobs, committed).map_err(io::Error::other);
+            if let Err(error) = written.and_then(|()| self.mark.set(self.extent.commits)) {
+                self.health.fail_with("the log cannot be written", &error);
+                self.failed = Some(error.to_string());
             }
-            let mut committed = None;
-            with_state(&mut |state| committed = state.committed);
-            if self.failed.is_none() {
-                let written = self.write(&jobs, committed).map_err(io::Error::other);
-                if let Err(error) = written.and_then(|()| self.mark.set(self.extent.commits)) {
-                    self.health.fail_with("the log cannot be written", &error);
-                    self.failed = Some(error.to_string());
-                }
-            }
-            if self.failed.is_none() {
-                let flushed = jobs.iter().rev().find_map(|job| match job {
-                    Job::Append { entries, .. } => entries.last().map(|entry| entry.log_id.index),
-                    _ => None,
+        }
+        if self.failed.is_none() {
+            let flushed = jobs.iter().rev().find_map(|job| match job {
+                Job::Append { entries, .. } => entries.last().map(|entry| entry.log_id.index),
+                _ => None,
+            });
+            if let Some(flushed) = flushed {
+                self.with_state(|state| {
+                    state.flushed = flushed;
+                    state.shrink();
                 });
-                if let Some(flushed) = flushed {
-                    with_state(&mut |state| {
-                        state.flushed = flushed;
-                        state.shrink();
-                    });
-                }
             }
-            for job in jobs {
-                let result = match &self.failed {
-                    None => Ok(()),
-                    Some(reason) => Err(io::Error::other(format!("the log cannot be written: {reason}"))),
-                };
-                match job {
-                    Job::Append { done, .. } => done.io_completed(result),
-                    Job::Vote { done, .. } | Job::Truncate { done, .. } | Job::Purge { done, .. } => {
-                        // A caller that no longer waits has lost interest, not the write.
-                        let _ = done.send(result);
+        }
+        for job in jobs {
+            let result = match &self.failed {
+                None => Ok(()),
+                Some(reason) => Err(io::Error::other(format!("the log cannot be written: {reason}"))),
+            };
+            match job {
+                Job::Append { entries, done } => tell(&entries, done, result),
+                Job::Vote { vote: _vote, done } => {
+                    #[cfg(feature = "simulation")]
+                    if result.is_ok() {
+                        seen!(Voted { vote: _vote.into() });
                     }
+                    let _ = done.send(result);
+                }
+                Job::Truncate { done, .. } | Job::Purge { done, .. } => {
+                    // A caller that no longer waits has lost interest, not the write.
+                    let _ = done.send(result);
                 }
             }
         }
@@ -541,6 +599,7 @@ impl Writer {
         let txn = self.db.transaction()?;
         let mut extent = Extent { commits: self.extent.commits + 1, ..self.extent };
         for job in jobs {
+            let before = extent.next;
             extent.next = extent.after(job);
             match job {
                 Job::Append { entries, .. } => {
@@ -552,7 +611,9 @@ impl Writer {
                         insert.execute(params![signed(index), record_checksum(index, &record), record])?;
                     }
                 }
+                Job::Vote { .. } if known_bug!(VoteNotSynced) => {}
                 Job::Vote { vote, .. } => write_meta(&txn, VOTE, &vote_out(vote))?,
+                Job::Truncate { .. } if known_bug!(TruncateInMemory) => extent.next = before,
                 Job::Truncate { from, .. } => {
                     txn.prepare_cached("DELETE FROM entries WHERE idx >= ?1")?.execute([signed(*from)])?;
                 }
@@ -638,6 +699,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         {
             let mut state = lock(&self.inner.state);
             for entry in &entries {
+                seen!(Appended {
+                    before: state.last.map(Into::into),
+                    at: entry.log_id.into(),
+                    digest: crate::simulation::digest(entry)
+                });
                 state.push(entry.clone());
             }
         }
@@ -646,6 +712,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let from = last.map_or(0, |last| last.index + 1);
+        seen!(Truncated { from });
         {
             let mut state = lock(&self.inner.state);
             while state.cache.back().is_some_and(|entry| entry.log_id.index >= from) {
@@ -666,6 +733,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
         self.run(|done| Job::Purge { upto, done }).await?;
+        seen!(Purged { upto: upto.into() });
         let mut state = lock(&self.inner.state);
         while state.cache.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
             state.pop_front();

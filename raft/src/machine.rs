@@ -21,6 +21,7 @@ use openraft::{EntryPayload, OptionalSend};
 use prost::Message as _;
 use rusqlite::{Connection, params};
 
+use crate::blocking::{blocking, known_bug, seen};
 use crate::health::Health;
 use crate::log::REPLACE;
 use crate::query;
@@ -161,6 +162,7 @@ impl Catalog {
         let open_error = |source| MachineError::Open { path: path.clone(), source };
         let db = schema::open(&path).map_err(open_error)?;
         let at = Position::decode(read_state(&db).map_err(open_error)?)?;
+        seen!(CatalogOpened { applied: at.applied.map(Into::into), revision: at.revision });
         Ok(Self { db, path, generation, at, closed: false })
     }
 
@@ -182,8 +184,17 @@ impl Catalog {
         let mut at = self.at.clone();
         let mut results = Vec::with_capacity(entries.len());
         let mut events = Vec::new();
+        #[cfg(feature = "simulation")]
+        let mut digests = Vec::with_capacity(entries.len());
+        if known_bug!(AppliedApart)
+            && let Some(last) = entries.last()
+        {
+            let early = Position { applied: Some(last.log_id), ..at.clone() };
+            write_state(&self.db, &early.encode())?;
+        }
         let txn = self.db.transaction()?;
         for entry in entries {
+            let _events_before = events.len();
             results.push(match &entry.payload {
                 EntryPayload::Blank => Applied::Nothing,
                 EntryPayload::Membership(membership) => {
@@ -193,12 +204,24 @@ impl Catalog {
                 EntryPayload::Normal(command) => apply_command(&txn, &mut at, command.0.clone(), &mut events)?,
             });
             at.applied = Some(entry.log_id);
+            #[cfg(feature = "simulation")]
+            digests.push((at.revision, outcome_digest(results.last(), &events[_events_before..])));
         }
         write_state(&txn, &at.encode())?;
         txn.commit()?;
         self.at = at;
+        #[cfg(feature = "simulation")]
+        for (entry, (revision, digest)) in entries.iter().zip(digests) {
+            seen!(Applied { at: entry.log_id.into(), revision, digest });
+        }
         Ok((results, events))
     }
+}
+
+/// What an entry came to, for the comparison of replicas.
+#[cfg(feature = "simulation")]
+fn outcome_digest(result: Option<&Applied>, events: &[Arc<Event>]) -> u32 {
+    crc32c::crc32c(format!("{result:?} {events:?}").as_bytes())
 }
 
 fn generations(dir: &Path) -> Result<Vec<u64>, MachineError> {
@@ -241,7 +264,7 @@ fn apply_txn(db: &Connection, at: &mut Position, txn: Txn, events: &mut Vec<Arc<
     if let Some(key) = txn.written_twice() {
         return Ok(Applied::Malformed { reason: format!("key {key:?} is written twice") });
     }
-    for compare in &txn.compares {
+    for compare in txn.compares.iter().filter(|_| !known_bug!(CompareSkipped)) {
         let current = query::get(db, compare.key())?;
         if !compare.holds(current.as_ref().map(|kv| kv.mod_revision)) {
             return Ok(Applied::Txn(TxnOutcome::Conflict { key: compare.key().to_owned(), current }));
@@ -329,13 +352,6 @@ fn lock(catalog: &Mutex<Catalog>) -> MutexGuard<'_, Catalog> {
     catalog.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(io::Error::other(error)),
-    }
-}
-
 impl StateMachine {
     /// Opens the catalog in `dir`.
     pub fn open(
@@ -385,6 +401,10 @@ impl StateMachine {
             )));
         }
         *catalog = new;
+        seen!(Installed { at: catalog.at.applied.map(Into::into), revision: catalog.at.revision });
+        if known_bug!(InstallUnannounced) {
+            return Ok(());
+        }
         shared.replace(&catalog.path, generation, Revision(catalog.at.revision), catalog.at.entries());
         Catalog::remove_others(&dir, generation).map_err(io::Error::other)
     }
@@ -433,7 +453,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 shared.publish(events, Revision(catalog.at.revision), catalog.at.entries());
                 Ok(results)
             })
-            .await?;
+            .await??;
             for (responder, result) in responders.into_iter().zip(results) {
                 if let Some(responder) = responder {
                     responder.send(result);
@@ -472,12 +492,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 shared.health.fail_with("a snapshot cannot be installed", error);
             })
         })
-        .await
+        .await?
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         let snapshots = Arc::clone(&self.snapshots);
-        blocking(move || snapshots.current()).await
+        blocking(move || snapshots.current()).await?
     }
 }
 

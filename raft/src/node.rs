@@ -16,6 +16,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::blocking::blocking;
 use crate::config::{Config, Timings};
 use crate::handover;
 use crate::health::{self, Failure, FailureKind, Health};
@@ -164,7 +165,7 @@ impl RaftStore {
         let dir = config.data_dir.clone();
         let (id, cluster, after) = (config.node_id, config.cluster_id.clone(), config.snapshot_after);
         let health = Arc::new(Health::default());
-        let opened = tokio::task::spawn_blocking(move || open_files(&dir, id, &cluster, after, health)).await;
+        let opened = blocking(move || open_files(&dir, id, &cluster, after, health)).await;
         let Opened { files, machine, shared, snapshots } =
             opened.map_err(|error| OpenError::Start { reason: error.to_string() })??;
         let log = files.log.clone();
@@ -328,7 +329,7 @@ impl RaftStore {
         }
         let files = self.inner.files.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(files) = files
-            && let Err(error) = tokio::task::spawn_blocking(move || files.close()).await
+            && let Err(error) = blocking(move || files.close()).await
         {
             tracing::error!(%error, "the node's files could not be closed");
         }

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::blocking::known_bug;
 use crate::node::Inner;
 use crate::store::StoreError;
 use crate::transport::never_sent;
@@ -204,6 +205,10 @@ async fn deliver(inner: &Inner, mut batch: Vec<Proposal>) {
         for (proposal, fate) in batch.into_iter().zip(fates) {
             let answer = match fate {
                 Fate::Applied(applied) => Ok(applied),
+                Fate::Unknown(_) if known_bug!(RetryUnknown) => {
+                    again.push(proposal);
+                    continue;
+                }
                 Fate::Unknown(reason) => Err(StoreError::UnknownOutcome { reason }),
                 Fate::NotLeader => {
                     again.push(proposal);

@@ -16,6 +16,7 @@ use futures::{Stream, StreamExt as _};
 use openraft::raft::{AppendEntriesRequest, TransferLeaderError, TransferLeaderRequest, VoteRequest, VoteResponse};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::blocking::blocking;
 use crate::node::{Inner, RaftStore};
 use crate::snapshot::SnapshotFile;
 use crate::transport::{
@@ -123,7 +124,7 @@ impl PeerServer {
                 return Err(Status::invalid_argument("the snapshot is longer than its header says"));
             }
             let write = move || file.write_all(&chunk).map(|()| file);
-            file = tokio::task::spawn_blocking(write).await.map_err(stopped)?.map_err(disk)?;
+            file = blocking(write).await.map_err(stopped)?.map_err(disk)?;
         }
         if (bytes, crc32c) != (header.bytes, header.crc32c) {
             return Err(Status::data_loss("the snapshot was damaged on its way: its checksum does not fit"));

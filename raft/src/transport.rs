@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
+use crate::blocking::blocking;
 use crate::snapshot::SnapshotFile;
 use crate::types::{
     ShapeError, Snapshot, TypeConfig, Vote, entry_out, log_id_in, log_id_out, stored_membership_out, vote_in, vote_out,
@@ -382,8 +383,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             crc32c: snapshot.snapshot.crc32c,
         };
         let (parts, stream) = mpsc::channel(SNAPSHOT_QUEUE);
-        // The thread ends with the file, with an error, or when the receiving end is dropped.
-        let reading = tokio::task::spawn_blocking(move || read_parts(header, snapshot.snapshot, &parts));
+        // The task ends with the file, with an error, or when the receiving end is dropped.
+        let reading = tokio::spawn(read_parts(header, snapshot.snapshot, parts));
         let request = self.peers.request(self.id, ReceiverStream::new(stream));
         let sending = self
             .call("a snapshot", option.soft_ttl(), |mut client| async move { client.install_snapshot(request).await });
@@ -429,23 +430,33 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     }
 }
 
-fn read_parts(
+async fn read_parts(
     header: v1::PeerSnapshotHeader,
     snapshot: SnapshotFile,
-    parts: &mpsc::Sender<v1::PeerSnapshotPart>,
+    parts: mpsc::Sender<v1::PeerSnapshotPart>,
 ) -> std::io::Result<()> {
     use std::io::{Read as _, Seek as _};
     use v1::peer_snapshot_part::Part;
-    let mut file = snapshot.file;
-    file.rewind()?;
-    let send = |part| parts.blocking_send(v1::PeerSnapshotPart { part: Some(part) }).is_ok();
-    if !send(Part::Header(header)) {
+    let part = |part| v1::PeerSnapshotPart { part: Some(part) };
+    if parts.send(part(Part::Header(header))).await.is_err() {
         return Ok(());
     }
-    let mut buffer = vec![0; SNAPSHOT_CHUNK];
+    let mut file = snapshot.file;
+    let mut at_start = true;
     loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 || !send(Part::Chunk(Bytes::copy_from_slice(&buffer[..read]))) {
+        let read = move || {
+            if at_start {
+                file.rewind()?;
+            }
+            let mut chunk = vec![0; SNAPSHOT_CHUNK];
+            let read = file.read(&mut chunk)?;
+            chunk.truncate(read);
+            Ok::<_, std::io::Error>((file, chunk))
+        };
+        let chunk;
+        (file, chunk) = blocking(read).await??;
+        at_start = false;
+        if chunk.is_empty() || parts.send(part(Part::Chunk(Bytes::from(chunk)))).await.is_err() {
             return Ok(());
         }
     }
