@@ -48,3 +48,11 @@ bench-setup:
 # Measure one area against its peers: hub, fleet, catalog, mount, transfer, backup or bind. BENCH_SIZE=small|full
 bench AREA: bench-setup
     cargo run --release -p fluvial-tests --bin bench -- {{AREA}}
+
+# Simulate the replicated store: seeds to run again, `--minutes 30` for fresh ones, `SEED --trace` for the whole story.
+simulate *ARGS:
+    cargo run -p fluvial-simulation --bin simulate -- {{ARGS}}
+
+# Switch each known bug on in the simulation and prove that it is found.
+simulate-bugs *ARGS:
+    cargo run -p fluvial-simulation --bin simulate -- bugs {{ARGS}}

@@ -6,6 +6,8 @@
 //! MinIO.
 #![allow(clippy::panic, reason = "a helper of tests reports by panicking")]
 
+pub use fluvial_simulation::{history, random};
+
 pub mod azurite;
 pub mod bed;
 pub mod clients;
@@ -16,7 +18,6 @@ pub mod faults;
 pub mod federation;
 pub mod fuzz;
 pub mod hdfs;
-pub mod history;
 pub mod hostile;
 pub mod issuer;
 pub mod minio;
@@ -24,7 +25,6 @@ pub mod mount;
 pub mod network;
 pub mod promise;
 pub mod proxy;
-pub mod random;
 pub mod reference;
 pub mod steps;
 pub mod tree;

@@ -88,8 +88,14 @@ const ARROWS: &[Arrows] = &[
         why: "the binary wires everything that runs, and no tests",
     },
     Arrows {
+        from: "fluvial-simulation",
+        to: &["fluvial-model", "fluvial-raft"],
+        why: "it simulates the store, below everything that stands on it",
+    },
+    Arrows {
         from: "fluvial-tests",
         to: &[
+            "fluvial-simulation",
             "fluvial-model",
             "fluvial-proto",
             "fluvial-raft",
@@ -230,6 +236,24 @@ fn the_model_stays_pure() {
         .map(|(name, brings)| format!("fluvial-model → {name}: brings {brings} into the pure core"))
         .collect();
     assert_eq!(faults, Vec::<String>::new());
+}
+
+#[test]
+fn nothing_that_is_shipped_has_the_seams_of_the_simulation() {
+    let workspace = workspace();
+    let simulated = |package: &&Package| {
+        let mut shipped = package.dependencies.iter().filter(|one| one.kind != DependencyKind::Development);
+        shipped.any(|one| one.name == "fluvial-raft" && one.features.iter().any(|feature| feature == "simulation"))
+    };
+    let with: Vec<&str> = workspace.packages.iter().filter(simulated).map(|package| package.name.as_str()).collect();
+    assert_eq!(with, ["fluvial-simulation"], "known bugs are behind that feature");
+    let uses: Vec<&str> = workspace
+        .packages
+        .iter()
+        .filter(|package| shipped_dependencies(package).any(|name| name == "fluvial-simulation"))
+        .map(|package| package.name.as_str())
+        .collect();
+    assert_eq!(uses, ["fluvial-tests"]);
 }
 
 #[test]
