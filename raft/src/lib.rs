@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`store`] says what a store promises; [`node`] is the store over Raft; a write goes through
 //! [`propose`] into the log ([`log`]), over [`transport`] to the other hubs, and, once a majority has it on disk,
-//! through [`machine`] into the catalog ([`schema`]) and to the watchers ([`watch`]). [`read`] makes reads
+//! through [`machine`] into the catalog ([`schema`]) and to the watchers ([`watch`], [`wake`]). [`read`] makes reads
 //! linearizable, [`snapshot`] lets the log be cut, [`membership`] changes who takes part, [`seed`] makes the first node
 //! of a cluster that begins with given content, [`marker`] keeps a data directory from being used by another node, [`mark`]
 //! and [`seal`] tell what was lost or damaged on the disk, [`health`] stops a node whose disk fails, [`database`] is how
@@ -41,6 +41,7 @@ pub mod store;
 mod trail;
 mod transport;
 mod types;
+mod wake;
 mod watch;
 
 pub use config::{Config, Timings};

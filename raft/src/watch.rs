@@ -4,6 +4,8 @@
 //! catalog; who falls behind that is told [`StoreError::Compacted`]. A watcher has no buffer of its own, so a thousand
 //! slow ones cost a thousand numbers.
 //!
+//! A watcher sleeps until something under its prefix changed ([`crate::wake`]).
+//!
 //! Invariants: the ring holds whole revisions without gaps above its floor; the revision is announced after its
 //! events are in the ring and its rows in the catalog.
 
@@ -20,6 +22,7 @@ use tokio::sync::watch;
 use crate::blocking::{blocking, known_bug};
 use crate::health::{Failure, Health};
 use crate::store::{StoreError, WatchSource};
+use crate::wake::{Mark, Watchers};
 use crate::{query, schema};
 
 /// The ring's bounds: 8,192 events are some seconds of the fastest writing; 8 MiB keeps a hub's idle footprint small
@@ -72,6 +75,7 @@ pub struct Shared {
     /// How many log entries are applied: one more than the index of the last one.
     applied: watch::Sender<u64>,
     ring: RwLock<Ring>,
+    watchers: Watchers,
     readers: Mutex<Readers>,
     generation: AtomicU64,
     pub health: Arc<Health>,
@@ -84,6 +88,7 @@ impl Shared {
             revision: watch::Sender::new(revision),
             applied: watch::Sender::new(applied),
             ring: RwLock::new(Ring { floor: revision, ..Ring::default() }),
+            watchers: Watchers::default(),
             readers: Mutex::new(Readers { path: path.to_owned(), generation, idle: Vec::new() }),
             generation: AtomicU64::new(generation),
             health,
@@ -116,11 +121,13 @@ impl Shared {
 
     /// Announces what a commit of the catalog made visible.
     pub fn publish(&self, events: Vec<Arc<Event>>, revision: Revision, applied: u64) {
+        let concerned = self.watchers.mark(&events);
         if !events.is_empty() {
             self.ring.write().unwrap_or_else(PoisonError::into_inner).push(events);
         }
         self.revision.send_if_modified(|current| std::mem::replace(current, revision) != revision);
         self.applied.send_replace(applied);
+        Watchers::wake(&concerned);
     }
 
     /// Moves readers and watchers to another catalog file, after a snapshot was installed.
@@ -131,8 +138,10 @@ impl Shared {
             self.generation.store(generation, Ordering::Release);
         }
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Ring { floor: revision, ..Ring::default() };
+        let concerned = self.watchers.mark_all(revision);
         self.revision.send_replace(revision);
         self.applied.send_replace(applied);
+        Watchers::wake(&concerned);
     }
 
     /// Runs `read` on a reading connection. Blocks the thread for as long as it reads.
@@ -193,9 +202,9 @@ impl Shared {
 /// A watcher of the state that is applied here.
 pub struct LocalWatch {
     shared: Arc<Shared>,
-    prefix: String,
     at: Revision,
-    revisions: watch::Receiver<Revision>,
+    prefix: String,
+    mark: Arc<Mark>,
     failures: watch::Receiver<Option<Failure>>,
 }
 
@@ -206,8 +215,17 @@ impl LocalWatch {
         if after < oldest {
             return Err(StoreError::Compacted { oldest });
         }
-        let (revisions, failures) = (shared.revisions(), shared.health.failures());
-        Ok(Self { shared: Arc::clone(shared), prefix: prefix.to_owned(), at: after, revisions, failures })
+        let mark = shared.watchers.enter(prefix);
+        // What happened before nobody marked for it.
+        Watchers::begin(&mark, shared.revision());
+        let failures = shared.health.failures();
+        Ok(Self { shared: Arc::clone(shared), at: after, prefix: prefix.to_owned(), mark, failures })
+    }
+}
+
+impl Drop for LocalWatch {
+    fn drop(&mut self) {
+        self.shared.watchers.leave(&self.mark);
     }
 }
 
@@ -215,8 +233,11 @@ impl LocalWatch {
 impl WatchSource for LocalWatch {
     async fn next(&mut self) -> Result<Vec<Arc<Event>>, StoreError> {
         loop {
-            let newest = *self.revisions.borrow_and_update();
-            if newest > self.at {
+            // In this order: see `wake`.
+            let newest = self.shared.revision();
+            if self.mark.due() <= self.at {
+                self.at = self.at.max(newest);
+            } else if newest > self.at {
                 let (mut events, upto) = match self.shared.recent(self.at, &self.prefix) {
                     Some(recent) => recent,
                     None if known_bug!(WatchDropsOnLag) => (Vec::new(), newest),
@@ -241,7 +262,7 @@ impl WatchSource for LocalWatch {
             }
             let closed = || StoreError::unavailable("the store is closed");
             tokio::select! {
-                changed = self.revisions.changed() => changed.map_err(|_| closed())?,
+                () = self.mark.woken() => {}
                 // Whoever watches must go to another node: nothing will happen here any more.
                 failed = self.failures.wait_for(Option::is_some) => {
                     let failed = failed.map_err(|_| closed())?;
@@ -252,6 +273,7 @@ impl WatchSource for LocalWatch {
     }
 
     fn revision(&self) -> Revision {
-        self.at
+        let newest = self.shared.revision();
+        if self.mark.due() <= self.at { self.at.max(newest) } else { self.at }
     }
 }
