@@ -22,6 +22,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let methods: Vec<String> = methods.collect();
     let out = std::env::var("OUT_DIR")?;
     std::fs::write(Path::new(&out).join("methods.rs"), format!("&{methods:?}"))?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure().codec_path("crate::codec::SmallBuffers").bytes(".").compile_fds(descriptors)?;
     Ok(())
 }

@@ -30,6 +30,7 @@ use fluvial_proto::v1;
 use fluvial_proto::v1::agent_service_server::AgentService;
 use fluvial_raft::{Consistency, StoreError};
 use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,10 +50,21 @@ use crate::server::Peer;
 
 /// Where the number of the store's history is kept, as decimal text. A store that is restored gets another.
 pub const EPOCH_KEY: &str = "/system/epoch";
-/// Messages that are ready for one agent: what fits a round trip; the rest waits as ids.
-const OUTBOUND: usize = 16;
+/// Messages that are ready for one agent; the rest waits as ids. An assignment may be a megabyte long, and a member that
+/// does not read holds all of them.
+const OUTBOUND: usize = 4;
 /// The next block of a push must come within this time.
 const NEXT_BLOCK: Duration = Duration::from_secs(30);
+
+/// What an agent is sent. A channel has room for 32 from the start: boxes keep that small.
+type Outgoing = Box<Result<v1::HubMessage, Status>>;
+/// The stream of it.
+type Messages = tokio_stream::adapters::Map<ReceiverStream<Outgoing>, fn(Outgoing) -> Result<v1::HubMessage, Status>>;
+
+#[allow(clippy::boxed_local, reason = "it is in a box because it was in a channel")]
+fn unboxed(outgoing: Outgoing) -> Result<v1::HubMessage, Status> {
+    *outgoing
+}
 
 /// What all sessions of a hub share.
 #[derive(Clone)]
@@ -148,7 +160,7 @@ fn block_status(error: &BlockError) -> Status {
 
 #[tonic::async_trait]
 impl AgentService for Sessions {
-    type SessionStream = ReceiverStream<Result<v1::HubMessage, Status>>;
+    type SessionStream = Messages;
 
     async fn session(
         &self,
@@ -162,7 +174,7 @@ impl AgentService for Sessions {
         // The reply starts at once: an agent may wait for it before it says hello.
         let session = drive::Session::new(self.context.clone(), cluster, outbound, self.ending.clone());
         self.tasks.spawn(session.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(messages)))
+        Ok(Response::new(ReceiverStream::new(messages).map(unboxed as fn(Outgoing) -> _)))
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {

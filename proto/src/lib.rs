@@ -8,6 +8,7 @@ pub mod v1 {
     tonic::include_proto!("fluvial.v1");
 }
 
+pub mod codec;
 pub mod convert;
 
 /// The path of every method of every service, `/fluvial.v1.SERVICE/METHOD`, as the descriptors have them.

@@ -135,7 +135,7 @@ impl Acceptor {
             let stream = tokio::select! {
                 () = ending.soon.cancelled() => return,
                 () = stranger.displaced() => return debug!(%address, "handshake made way for another"),
-                done = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(socket, &guard, &handshakes, &stranger)) => match done {
+                done = tokio::time::timeout(HANDSHAKE_TIMEOUT, Box::pin(handshake(socket, &guard, &handshakes, &stranger))) => match done {
                     Ok(Ok(stream)) => stream,
                     Ok(Err(error)) => return debug!(%address, %error, "handshake failed"),
                     Err(_) => return debug!(%address, "handshake took too long"),
@@ -144,17 +144,18 @@ impl Acceptor {
             let Some(peer) = identify(&stream, address, &guard) else { return };
             let stranger = peer.verified.is_none().then_some(stranger);
             let connection = Connection { stream, peer, guard, front, ending, tasks, stranger };
-            if connection.is_reverse() { connection.hand_over().await } else { connection.run().await }
+            if connection.is_reverse() { Box::pin(connection.hand_over()).await } else { Box::pin(connection.run()).await }
         });
     }
 }
 
+/// On the heap: a future that hands a connection on holds every place that it was in, as large as it is.
 async fn handshake(
     socket: TcpStream,
     guard: &Guard,
     handshakes: &Semaphore,
     stranger: &Stranger,
-) -> io::Result<TlsStream<TcpStream>> {
+) -> io::Result<Box<TlsStream<TcpStream>>> {
     socket.set_nodelay(true)?;
     // What the client says first is awaited without a turn: nobody waits behind one that says nothing.
     let begun = LazyConfigAcceptor::new(ClientHello::default(), socket).await?;
@@ -162,7 +163,7 @@ async fn handshake(
     let _own = stranger.turn().await;
     let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
     let stream = tokio::time::timeout(TURN, begun.into_stream(guard.credentials.server_config())).await;
-    stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TlsStream::Server)
+    stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(|stream| Box::new(TlsStream::Server(stream)))
 }
 
 /// Who is at the other end; nothing if it showed a certificate that says nothing we know.

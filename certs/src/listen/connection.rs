@@ -45,7 +45,7 @@ pub(super) struct Ending {
 }
 
 pub(super) struct Connection {
-    pub(super) stream: TlsStream<TcpStream>,
+    pub(super) stream: Box<TlsStream<TcpStream>>,
     pub(super) peer: Peer,
     pub(super) guard: Arc<Guard>,
     pub(super) front: Arc<dyn Front>,

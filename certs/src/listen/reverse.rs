@@ -67,7 +67,7 @@ async fn purpose(stream: &mut TlsStream<TcpStream>) -> io::Result<String> {
     String::from_utf8(purpose).map_err(io::Error::other)
 }
 
-async fn carry(stream: TlsStream<TcpStream>, inside: DuplexStream) -> &'static str {
+async fn carry(stream: Box<TlsStream<TcpStream>>, inside: DuplexStream) -> &'static str {
     let (from_peer, mut to_peer) = tokio::io::split(stream);
     let (from_inside, mut to_inside) = tokio::io::split(inside);
     let (mut from_peer, mut from_inside) =
@@ -90,7 +90,7 @@ pub async fn answer(
     guard: Arc<Guard>,
     front: Arc<dyn Front>,
 ) -> io::Result<bool> {
-    let mut stream = TlsStream::Client(stream);
+    let mut stream = Box::new(TlsStream::Client(stream));
     let address: SocketAddr = stream.get_ref().0.peer_addr()?;
     let Some(peer) = identify(&stream, address, &guard) else { return Ok(false) };
     let mut word = vec![u8::try_from(purpose.len()).map_err(io::Error::other)?];

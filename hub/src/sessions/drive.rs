@@ -20,7 +20,7 @@ use super::feed::{Feed, Queue};
 use super::rates::Telling;
 use super::registry::Place;
 use super::reports::{Inbox, Writer};
-use super::{SessionContext, claim, epoch, object_status, store_status};
+use super::{Outgoing, SessionContext, claim, epoch, object_status, store_status};
 use crate::recovery;
 
 /// An agent says hello first, and soon.
@@ -40,7 +40,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub(super) struct Session {
     context: SessionContext,
     cluster: String,
-    outbound: mpsc::Sender<Result<v1::HubMessage, Status>>,
+    outbound: mpsc::Sender<Outgoing>,
     ending: CancellationToken,
 }
 
@@ -76,7 +76,7 @@ impl Session {
     pub(super) fn new(
         context: SessionContext,
         cluster: String,
-        outbound: mpsc::Sender<Result<v1::HubMessage, Status>>,
+        outbound: mpsc::Sender<Outgoing>,
         ending: CancellationToken,
     ) -> Self {
         Self { context, cluster, outbound, ending }
@@ -95,7 +95,7 @@ impl Session {
             }
         };
         // If it does not leave in time, the end of the stream says enough.
-        let _ = self.outbound.send_timeout(last, GOODBYE).await;
+        let _ = self.outbound.send_timeout(Box::new(last), GOODBYE).await;
     }
 
     async fn serve(&self, mut inbound: Streaming<v1::AgentMessage>) -> Result<End, End> {
@@ -115,14 +115,14 @@ impl Session {
         }
         let recovering = recovery::under_way(&self.context.objects).await.map_err(|error| store_status(&error))?;
         let recovering = recovering.is_some();
-        claim::claim(&self.context, &self.cluster, &report).await?;
-        claim::alone(&self.context, &self.cluster, &report).await?;
+        Box::pin(claim::claim(&self.context, &self.cluster, &report)).await?;
+        Box::pin(claim::alone(&self.context, &self.cluster, &report)).await?;
         // Before the first reading: a change in between is then seen twice rather than never.
         let secrets = self.context.secrets.subscribe();
         let place = self.context.registry.enter(&self.cluster, &report.instance);
         self.context.liveness.heard(&self.cluster, Duration::ZERO);
         let cursor = Revision(hello.cursor);
-        let feed = Feed::open(&self.context.objects, &self.cluster, hello.epoch == epoch, cursor).await;
+        let feed = Box::pin(Feed::open(&self.context.objects, &self.cluster, hello.epoch == epoch, cursor)).await;
         let feed = feed.map_err(|error| object_status(&error))?;
         tracing::info!(cluster = self.cluster, full = feed.full, cursor = cursor.0, "session begins");
         let hubs = self.context.peers.hubs().into_iter().map(|hub| hub.address).collect();
@@ -142,7 +142,7 @@ impl Session {
     }
 
     async fn send(&self, what: ToAgent) -> Result<(), End> {
-        self.outbound.send(Ok(message(what))).await.map_err(|_| End::Left)
+        self.outbound.send(Box::new(Ok(message(what)))).await.map_err(|_| End::Left)
     }
 
     async fn talk(
@@ -185,8 +185,8 @@ impl Session {
                 },
                 room = self.outbound.reserve(), if talk.has_work() || queue.has_work(watch.revision()) => {
                     let Ok(room) = room else { return Ok(End::Left) };
-                    if let Some(next) = next_message(&mut talk, &mut queue, watch.revision()).await? {
-                        room.send(Ok(message(next)));
+                    if let Some(next) = Box::pin(next_message(&mut talk, &mut queue, watch.revision())).await? {
+                        room.send(Box::new(Ok(message(next))));
                     }
                 }
                 question = place.questions.recv(), if talk.asked.len() < MAX_ASKED => {

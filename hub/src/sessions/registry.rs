@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How long an agent may take to answer.
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(30);
-/// Questions that wait for a session to take them up.
+/// Questions that wait for a session to take them up. A channel has room for 32 from the start: boxes keep that small.
 const QUESTIONS: usize = 16;
 
 /// Why there is no answer.
@@ -34,7 +34,7 @@ pub(super) struct Question {
 struct Live {
     number: u64,
     instance: String,
-    questions: mpsc::Sender<Question>,
+    questions: mpsc::Sender<Box<Question>>,
     replaced: CancellationToken,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Place {
     registry: Arc<Registry>,
     cluster: String,
     number: u64,
-    pub(super) questions: mpsc::Receiver<Question>,
+    pub(super) questions: mpsc::Receiver<Box<Question>>,
     /// Cancelled when a newer session of the same agent has taken the place.
     pub(super) replaced: CancellationToken,
 }
@@ -111,7 +111,7 @@ impl Registry {
         let questions = questions.ok_or_else(|| AskError::NotHere { cluster: name() })?;
         let (answer, answered) = oneshot::channel();
         let asking = async {
-            questions.send(Question { ask, answer }).await.map_err(|_| AskError::Gone { cluster: name() })?;
+            questions.send(Box::new(Question { ask, answer })).await.map_err(|_| AskError::Gone { cluster: name() })?;
             answered.await.map_err(|_| AskError::Gone { cluster: name() })
         };
         tokio::time::timeout(ASK_TIMEOUT, asking).await.unwrap_or_else(|_| Err(AskError::Timeout { cluster: name() }))

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{SessionContext, claim};
+use super::{Outgoing, SessionContext, claim};
 
 /// How often progress alone is written.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -82,7 +82,7 @@ pub(super) struct Writer<'a> {
     pub(super) context: &'a SessionContext,
     pub(super) cluster: &'a str,
     pub(super) inbox: &'a Inbox,
-    pub(super) outbound: mpsc::Sender<Result<v1::HubMessage, Status>>,
+    pub(super) outbound: mpsc::Sender<Outgoing>,
 }
 
 /// What became of a report.
@@ -105,7 +105,7 @@ impl Writer<'_> {
             }
             let agent = self.inbox.waiting().agent.take();
             if let Some(report) = agent
-                && let Err(status) = claim::update(self.context, self.cluster, &report).await
+                && let Err(status) = Box::pin(claim::update(self.context, self.cluster, &report)).await
             {
                 if matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Aborted) {
                     self.inbox.waiting().agent.get_or_insert(report);
@@ -116,35 +116,51 @@ impl Writer<'_> {
             }
             let (due, next) = self.due(&written);
             again_at = next;
-            let writer = &self;
-            let mut writes = futures::stream::iter(due)
-                .map(|(id, stored)| async move {
-                    let outcome = writer.write(&id, &stored).await;
-                    (id, stored, outcome)
-                })
-                .buffer_unordered(PARALLEL);
-            while let Some((id, stored, outcome)) = writes.next().await {
-                match outcome {
-                    Outcome::Later => {
-                        self.inbox.waiting().reports.entry(id).or_insert(stored);
-                        let retry = Instant::now() + RETRY;
-                        again_at = Some(again_at.map_or(retry, |at| at.min(retry)));
-                        continue;
-                    }
-                    Outcome::Needless => {
-                        written.remove(&id);
-                    }
-                    Outcome::Stored => {
-                        written.insert(id.clone(), Written { at: Instant::now(), stored: stored.clone() });
-                    }
-                }
-                let ack = v1::Ack { id, generation: stored.generation, refused: String::new() };
-                let message = v1::HubMessage { message: Some(Message::ReportStored(ack)) };
-                if self.outbound.send(Ok(message)).await.is_err() {
-                    return Status::cancelled("the agent is gone");
-                }
+            if due.is_empty() {
+                continue;
+            }
+            // On the heap for as long as it is needed: most sessions report nothing most of the time.
+            match Box::pin(self.write_all(due, &mut written)).await {
+                Ok(retry) => again_at = again_at.into_iter().chain(retry).min(),
+                Err(status) => return status,
             }
         }
+    }
+
+    /// Writes these, and says when those are to be tried again that could not be written.
+    async fn write_all(
+        &self,
+        due: Vec<(String, StoredReport)>,
+        written: &mut HashMap<String, Written>,
+    ) -> Result<Option<Instant>, Status> {
+        let mut again_at = None;
+        let mut writes = futures::stream::iter(due)
+            .map(|(id, stored)| async move {
+                let outcome = self.write(&id, &stored).await;
+                (id, stored, outcome)
+            })
+            .buffer_unordered(PARALLEL);
+        while let Some((id, stored, outcome)) = writes.next().await {
+            match outcome {
+                Outcome::Later => {
+                    self.inbox.waiting().reports.entry(id).or_insert(stored);
+                    again_at = Some(Instant::now() + RETRY);
+                    continue;
+                }
+                Outcome::Needless => {
+                    written.remove(&id);
+                }
+                Outcome::Stored => {
+                    written.insert(id.clone(), Written { at: Instant::now(), stored: stored.clone() });
+                }
+            }
+            let ack = v1::Ack { id, generation: stored.generation, refused: String::new() };
+            let message = v1::HubMessage { message: Some(Message::ReportStored(ack)) };
+            if self.outbound.send(Box::new(Ok(message))).await.is_err() {
+                return Err(Status::cancelled("the agent is gone"));
+            }
+        }
+        Ok(again_at)
     }
 
     /// Takes out what may be written now, and says when to look again for the rest.
