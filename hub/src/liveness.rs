@@ -3,23 +3,16 @@
 //! Every hub notes what its own sessions hear and tells the leader, which judges silence for all (`model::liveness`).
 //!
 //! Invariants: an entry only ever gets younger by being heard; nothing here survives a restart, so a hub that has just
-//! started knows nothing rather than something wrong: see [`Liveness::since_start`].
+//! started knows nothing rather than something wrong.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A table from cluster name to the moment it was last heard from. Only authenticated clusters get into it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Liveness {
     heard: Mutex<HashMap<String, Instant>>,
-    started: Instant,
-}
-
-impl Default for Liveness {
-    fn default() -> Self {
-        Self { heard: Mutex::default(), started: Instant::now() }
-    }
 }
 
 impl Liveness {
@@ -39,12 +32,6 @@ impl Liveness {
     #[must_use]
     pub fn silence(&self, cluster: &str) -> Option<Duration> {
         self.table().get(cluster).map(Instant::elapsed)
-    }
-
-    /// How long this hub has been listening: before that, silence means nothing.
-    #[must_use]
-    pub fn since_start(&self) -> Duration {
-        self.started.elapsed()
     }
 
     /// Every cluster heard from at most `age` ago, with how long ago.

@@ -12,14 +12,16 @@ mod backup;
 mod cluster;
 mod dataset;
 mod expire;
+mod index;
 mod load;
 mod migrate;
 mod mirror;
+mod parts;
 mod placement;
 mod storage;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fluvial_model::causes::chain;
 use fluvial_raft::{Consistency, StoreError};
@@ -33,6 +35,10 @@ use mirror::Mirror;
 
 /// How often silence is judged, deadlines are looked at and what failed is tried again.
 const TICK: Duration = Duration::from_secs(1);
+/// Batches of some thousand events that are taken in before something is planned: then the ticks have their turn.
+const BATCHES: usize = 32;
+/// How long more of them are waited for.
+const CATCH_UP: Duration = Duration::from_millis(200);
 /// How often dependents without owners are looked for.
 const GARBAGE_TICKS: u64 = 10;
 /// The pause after the store failed the planner.
@@ -87,24 +93,42 @@ async fn lead(context: &PlannerContext) -> Result<(), ObjectError> {
     let mut watch = context.objects.store.watch("/", mirror.revision).await.map_err(watching)?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut ticks = 0_u64;
+    let (mut ticks, mut garbage_at) = (0_u64, GARBAGE_TICKS);
     mirror.mark_all();
+    let leading = Instant::now();
     loop {
         reconcile(context, &mut mirror).await?;
         tokio::select! {
             events = watch.next() => {
-                for event in events.map_err(watching)? {
-                    mirror.apply(&context.objects, &event);
+                let mut events = events.map_err(watching)?;
+                for _ in 0..BATCHES {
+                    for event in &events {
+                        mirror.apply(&context.objects, event);
+                    }
+                    // What came meanwhile is planned together: a dataset in many clusters hears from all of them at once,
+                    // and a plan from less than there is would be overtaken by its own last one.
+                    if watch.revision() >= context.objects.store.revision() {
+                        break;
+                    }
+                    match tokio::time::timeout(CATCH_UP, watch.next()).await {
+                        Ok(more) => events = more.map_err(watching)?,
+                        Err(_) => break,
+                    }
                 }
             }
             _ = tick.tick() => {
                 ticks += 1;
-                cluster::judge(context, &mut mirror).await?;
+                cluster::judge(context, &mirror, leading.elapsed()).await?;
                 mirror.mark_unfinished();
                 mirror.mark_due(context.clock.now());
-                if ticks.is_multiple_of(GARBAGE_TICKS) {
+                if ticks >= garbage_at {
+                    let started = Instant::now();
                     garbage(context, &mirror).await?;
+                    // A hundredth of the time, however much there is to look through.
+                    garbage_at = ticks + GARBAGE_TICKS.max(started.elapsed().as_secs() * 100);
                 }
+                // The next one comes a second after this one has ended: a tick that takes long must not keep the events out.
+                tick.reset();
             }
         }
     }

@@ -3,7 +3,10 @@
 //! Invariants: the same facts give the same answer; asking again with the answer as `previous` changes nothing; a
 //! cluster that holds the data and is only silent keeps it, for nothing is taken away on suspicion.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+use jiff::{SignedDuration, Timestamp};
 
 use crate::kinds::cluster::{CLOUD_LABEL, REGION_LABEL, ZONE_LABEL};
 use crate::kinds::placement::{ClusterChoice, DatasetChoice};
@@ -14,6 +17,43 @@ use crate::kinds::{Cluster, ClusterState, Dataset};
 pub struct Decision {
     pub clusters: Vec<String>,
     pub reasons: BTreeMap<String, String>,
+    /// When to ask again although nothing changed but the time.
+    pub again: Option<Timestamp>,
+}
+
+impl Decision {
+    /// The reasons, at most `most` of them: those of clusters that were not chosen first, for they are asked for. Under
+    /// `*` stands how many there are beside.
+    #[must_use]
+    pub fn told(&self, most: usize) -> BTreeMap<String, String> {
+        if self.reasons.len() <= most {
+            return self.reasons.clone();
+        }
+        let is_chosen = |name: &&String| self.clusters.binary_search(name).is_ok();
+        let (chosen, other): (Vec<&String>, Vec<&String>) = self.reasons.keys().partition(is_chosen);
+        let named = other.iter().chain(&chosen).take(most).map(|name| ((*name).clone(), self.reasons[*name].clone()));
+        let mut told: BTreeMap<String, String> = named.collect();
+        let beside = chosen.len() - most.saturating_sub(other.len()).min(chosen.len());
+        let silent = other.len().saturating_sub(most);
+        told.insert("*".to_owned(), format!("{beside} more clusters are chosen, {silent} more are not"));
+        told
+    }
+}
+
+/// When a cluster's place goes to another one.
+#[derive(Debug, Clone, Copy)]
+pub struct Failover {
+    /// How long the cluster must be Unreachable; and how long it must be back before it may lose what it holds.
+    pub after: SignedDuration,
+    pub now: Timestamp,
+}
+
+impl Failover {
+    /// When the cluster will have been in its state for long enough; a time that is past means that it has been.
+    fn settled(&self, cluster: &Cluster) -> Timestamp {
+        let since = cluster.status.as_ref().and_then(|status| status.state_since);
+        since.and_then(|since| since.checked_add(self.after).ok()).unwrap_or(Timestamp::MIN)
+    }
 }
 
 /// Whether a Placement's choice of datasets includes this one.
@@ -23,17 +63,22 @@ pub fn chooses(choice: &DatasetChoice, dataset: &Dataset) -> bool {
         || choice.selector.as_ref().is_some_and(|s| s.matches(&dataset.metadata.labels))
 }
 
-/// Chooses clusters. `previous` is what was chosen last time.
+/// Chooses clusters. `previous` is what was chosen last time; without `failover` a silent cluster keeps its place.
+///
+/// With it, a cluster that has been Unreachable for long enough keeps what it holds, and another one is chosen beside it.
+/// If it comes back there is one too many: it goes that was there for the shortest time, once that was long enough.
 #[must_use]
 pub fn place<'a>(
     choice: &ClusterChoice,
     clusters: impl IntoIterator<Item = &'a Cluster>,
     previous: &[String],
+    failover: Option<Failover>,
 ) -> Decision {
     let mut decision = Decision::default();
+    let previous: BTreeSet<&str> = previous.iter().map(String::as_str).collect();
     let mut fitting: Vec<&Cluster> = Vec::new();
     for cluster in clusters {
-        match refusal(choice, cluster, previous) {
+        match refusal(choice, cluster, &previous) {
             Some(reason) => {
                 decision.reasons.insert(cluster.metadata.name.clone(), format!("not chosen: {reason}"));
             }
@@ -41,41 +86,101 @@ pub fn place<'a>(
         }
     }
     let wanted = choice.count.map_or(fitting.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
-    let spread_label = spread_label(&choice.spread_by);
-    let domain =
-        |cluster: &Cluster| spread_label.and_then(|label| cluster.labels().get(label)).cloned().unwrap_or_default();
-    let mut used: BTreeMap<String, usize> = BTreeMap::new();
-    while decision.clusters.len() < wanted && !fitting.is_empty() {
-        // The emptiest domain first, then who has it already, then Ready before Suspect, then by name.
-        let rank = |cluster: &&Cluster| {
-            (
-                used.get(&domain(cluster)).copied().unwrap_or(0),
-                !previous.contains(&cluster.metadata.name),
-                cluster.state(),
-                cluster.metadata.name.clone(),
-            )
-        };
-        let Some(best) = (0..fitting.len()).min_by_key(|i| rank(&fitting[*i])) else { break };
-        let cluster = fitting.swap_remove(best);
-        let name = cluster.metadata.name.clone();
-        *used.entry(domain(cluster)).or_default() += 1;
-        decision.reasons.insert(name.clone(), chosen_reason(cluster, spread_label, &domain(cluster), previous));
-        decision.clusters.push(name);
+    if let Some(failover) = &failover {
+        fitting.retain(|cluster| {
+            let is_lost = cluster.state() == ClusterState::Unreachable && failover.settled(cluster) <= failover.now;
+            if is_lost {
+                let reason = "keeps what it holds, but is Unreachable for long: another cluster takes its place";
+                decision.keep(cluster, reason.to_owned());
+            } else if cluster.state() == ClusterState::Unreachable {
+                decision.ask_again(failover.settled(cluster));
+            }
+            !is_lost
+        });
     }
-    for cluster in fitting {
-        let reason = format!("not chosen: fits, but {wanted} of {} are enough", wanted + 1);
-        decision.reasons.insert(cluster.metadata.name.clone(), reason);
+    let spread_label = spread_label(&choice.spread_by);
+    for (place, (cluster, domain)) in ranked(fitting, spread_label, &previous).into_iter().enumerate() {
+        let holds = previous.contains(cluster.metadata.name.as_str());
+        if place < wanted {
+            let reason = chosen_reason(cluster, spread_label, domain, holds);
+            decision.keep(cluster, reason);
+            continue;
+        }
+        match &failover {
+            Some(failover) if holds && failover.settled(cluster) > failover.now => {
+                decision.ask_again(failover.settled(cluster));
+                let reason = format!(
+                    "keeps what it holds until it has been {} for {:#}, although {wanted} others are enough",
+                    cluster.state().as_str(),
+                    failover.after
+                );
+                decision.keep(cluster, reason);
+            }
+            _ => {
+                let reason = format!("not chosen: fits, but {wanted} of {} are enough", wanted + 1);
+                decision.reasons.insert(cluster.metadata.name.clone(), reason);
+            }
+        }
     }
     decision.clusters.sort();
     decision
 }
 
-fn chosen_reason(cluster: &Cluster, label: Option<&str>, domain: &str, previous: &[String]) -> String {
+/// What comes first within a domain: who holds it, then Ready before Suspect, then who has been so for longest, then by
+/// name.
+type Rank<'a> = (bool, ClusterState, Option<Timestamp>, &'a str);
+
+fn rank<'a>(cluster: &'a Cluster, previous: &BTreeSet<&str>) -> Rank<'a> {
+    let name = cluster.metadata.name.as_str();
+    let holds = previous.contains(name);
+    let since = cluster.status.as_ref().and_then(|status| status.state_since).filter(|_| holds);
+    (!holds, cluster.state(), since, name)
+}
+
+/// The clusters in the order in which they are chosen, each with its domain: the next one always comes from the domain
+/// that has been chosen from least.
+fn ranked<'a>(
+    fitting: Vec<&'a Cluster>,
+    label: Option<&str>,
+    previous: &BTreeSet<&str>,
+) -> Vec<(&'a Cluster, &'a str)> {
+    let mut domains: BTreeMap<&str, Vec<&Cluster>> = BTreeMap::new();
+    for cluster in &fitting {
+        let domain = label.and_then(|label| cluster.labels().get(label)).map_or("", String::as_str);
+        domains.entry(domain).or_default().push(cluster);
+    }
+    let mut heads = BinaryHeap::new();
+    for (domain, clusters) in &mut domains {
+        // The best one last, where it is taken from.
+        clusters.sort_by_cached_key(|cluster| Reverse(rank(cluster, previous)));
+        heads.extend(clusters.last().map(|best| Reverse((0_usize, rank(best, previous), *domain))));
+    }
+    let mut order = Vec::with_capacity(fitting.len());
+    while let Some(Reverse((used, _, domain))) = heads.pop() {
+        let clusters = domains.entry(domain).or_default();
+        order.extend(clusters.pop().map(|cluster| (cluster, domain)));
+        heads.extend(clusters.last().map(|best| Reverse((used + 1, rank(best, previous), domain))));
+    }
+    order
+}
+
+impl Decision {
+    fn keep(&mut self, cluster: &Cluster, reason: String) {
+        self.reasons.insert(cluster.metadata.name.clone(), reason);
+        self.clusters.push(cluster.metadata.name.clone());
+    }
+
+    fn ask_again(&mut self, at: Timestamp) {
+        self.again = Some(self.again.map_or(at, |again| again.min(at)));
+    }
+}
+
+fn chosen_reason(cluster: &Cluster, label: Option<&str>, domain: &str, holds: bool) -> String {
     let mut reason = "chosen".to_owned();
     if let Some(label) = label {
         reason.push_str(&format!(": {label}={domain}"));
     }
-    if previous.contains(&cluster.metadata.name) {
+    if holds {
         reason.push_str(", holds it already");
     }
     if cluster.state() != ClusterState::Ready {
@@ -85,7 +190,7 @@ fn chosen_reason(cluster: &Cluster, label: Option<&str>, domain: &str, previous:
 }
 
 /// Why a cluster does not fit, if so.
-fn refusal(choice: &ClusterChoice, cluster: &Cluster, previous: &[String]) -> Option<String> {
+fn refusal(choice: &ClusterChoice, cluster: &Cluster, previous: &BTreeSet<&str>) -> Option<String> {
     let name = &cluster.metadata.name;
     if !choice.names.is_empty() && !choice.names.contains(name) {
         return Some("it is not among the clusters named".to_owned());
@@ -102,7 +207,7 @@ fn refusal(choice: &ClusterChoice, cluster: &Cluster, previous: &[String]) -> Op
     }
     match cluster.state() {
         ClusterState::Ready => None,
-        ClusterState::Suspect | ClusterState::Unreachable if previous.contains(name) => None,
+        ClusterState::Suspect | ClusterState::Unreachable if previous.contains(name.as_str()) => None,
         state => Some(format!("it is {}", state.as_str())),
     }
 }
@@ -119,73 +224,4 @@ fn spread_label(spread_by: &str) -> Option<&str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::kinds::{ClusterSpec, ClusterStatus};
-    use crate::selector::LabelSelector;
-
-    fn cluster(name: &str, cloud: &str, state: ClusterState) -> Cluster {
-        let mut cluster = Cluster::new("", name, ClusterSpec::default());
-        cluster.metadata.labels.insert(CLOUD_LABEL.to_owned(), cloud.to_owned());
-        cluster.status = Some(ClusterStatus { state, ..ClusterStatus::default() });
-        cluster
-    }
-
-    fn three() -> Vec<Cluster> {
-        vec![
-            cluster("a1", "a", ClusterState::Ready),
-            cluster("a2", "a", ClusterState::Ready),
-            cluster("b1", "b", ClusterState::Ready),
-        ]
-    }
-
-    #[test]
-    fn names_labels_count_and_spread_are_kept() {
-        let all = three();
-        let named = ClusterChoice { names: vec!["b1".into(), "nowhere".into()], ..Default::default() };
-        assert_eq!(place(&named, &all, &[]).clusters, ["b1"]);
-        let labelled =
-            ClusterChoice { selector: Some(LabelSelector::parse("fluvial.io/cloud=a").unwrap()), ..Default::default() };
-        assert_eq!(place(&labelled, &all, &[]).clusters, ["a1", "a2"]);
-        let spread = ClusterChoice { count: Some(2), spread_by: "cloud".into(), ..Default::default() };
-        let decision = place(&spread, &all, &[]);
-        assert_eq!(decision.clusters, ["a1", "b1"]);
-        assert_eq!(decision.reasons["a2"], "not chosen: fits, but 2 of 3 are enough");
-    }
-
-    #[test]
-    fn a_silent_holder_keeps_it_and_a_silent_stranger_does_not_get_it() {
-        let all = [cluster("a", "x", ClusterState::Unreachable), cluster("b", "x", ClusterState::Ready)];
-        assert_eq!(place(&ClusterChoice::default(), &all, &["a".to_owned()]).clusters, ["a", "b"]);
-        assert_eq!(place(&ClusterChoice::default(), &all, &[]).clusters, ["b"]);
-    }
-
-    #[test]
-    fn a_drained_cluster_loses_it() {
-        let mut all = three();
-        all[0].spec.drain = true;
-        assert_eq!(place(&ClusterChoice::default(), &all, &["a1".to_owned()]).clusters, ["a2", "b1"]);
-    }
-
-    proptest! {
-        #[test]
-        fn placing_again_changes_nothing_and_explains_everything(
-            facts in prop::collection::btree_map("[a-z]{1,3}", (0..3_u8, 0..5_u8), 0..12),
-            count in prop::option::of(1..6_u32),
-            spread in any::<bool>(),
-        ) {
-            let states = [ClusterState::Pending, ClusterState::Ready, ClusterState::Suspect, ClusterState::Unreachable, ClusterState::Leaving];
-            let all: Vec<_> = facts.iter()
-                .map(|(name, (cloud, state))| cluster(name, &format!("c{cloud}"), states[usize::from(*state)]))
-                .collect();
-            let choice = ClusterChoice { count, spread_by: if spread { "cloud".into() } else { String::new() }, ..Default::default() };
-            let first = place(&choice, &all, &[]);
-            let second = place(&choice, &all, &first.clusters);
-            prop_assert_eq!(&first.clusters, &second.clusters);
-            prop_assert_eq!(first.reasons.len(), all.len());
-            prop_assert!(count.is_none_or(|n| first.clusters.len() <= n as usize));
-        }
-    }
-}
+mod tests;

@@ -56,6 +56,9 @@ pub(crate) struct Create {
     /// Only this path of each dataset.
     #[arg(long = "path")]
     paths: Vec<String>,
+    /// How long a cluster must be Unreachable until another one takes its place, such as 5m; never, if not given.
+    #[arg(long, value_name = "DURATION")]
+    failover_after: Option<String>,
     /// Never evict.
     #[arg(long)]
     pinned: bool,
@@ -83,6 +86,7 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
             tolerations: arguments.tolerations,
         },
         paths: arguments.paths,
+        failover_after: arguments.failover_after,
         pinned: arguments.pinned,
     };
     let made = create(&client, &namespace, &arguments.name, spec).await?;

@@ -74,14 +74,11 @@ fn read(objects: &Objects, kind: &'static Kind, kv: &KeyValue) -> Option<Found> 
 pub async fn collect_garbage(objects: &Objects, clock: &dyn Clock) -> Result<Collected, ApiError> {
     let now = clock.now();
     let mut collected = Collected::default();
-    let mut uids = BTreeSet::new();
     let mut dependents = Vec::new();
     let mut orphaning = Vec::new();
     let mut terminating = Vec::new();
     for kind in KINDS {
-        let (items, _) = stored::list_all(&objects.store, &kind.info.prefix(), Consistency::Linearizable).await?;
-        for found in items.iter().filter_map(|kv| read(objects, kind, kv)) {
-            uids.insert(found.meta.uid.clone());
+        visit(objects, kind, |found| {
             let deleting = found.meta.deletion_timestamp.is_some();
             if deleting && kind.info.plural == Namespace::INFO.plural {
                 terminating.push(found.meta.name.clone());
@@ -91,7 +88,14 @@ pub async fn collect_garbage(objects: &Objects, clock: &dyn Clock) -> Result<Col
             } else if !found.meta.owner_references.is_empty() && !deleting {
                 dependents.push(found);
             }
-        }
+        })
+        .await?;
+    }
+    // Only those that somebody asks for are remembered: a store may hold millions of objects that nobody owns.
+    let asked: BTreeSet<String> = dependents.iter().flat_map(|found| owner_uids(&found.meta)).collect();
+    let mut uids = BTreeSet::new();
+    for kind in KINDS.iter().filter(|_| !asked.is_empty()) {
+        visit(objects, kind, |found| uids.extend(asked.contains(&found.meta.uid).then_some(found.meta.uid))).await?;
     }
     for owner in &orphaning {
         let is_owner = |reference: &OwnerReference| reference.uid == owner.meta.uid;
@@ -124,6 +128,17 @@ pub async fn collect_garbage(objects: &Objects, clock: &dyn Clock) -> Result<Col
         collected.namespaces += usize::from(empty_namespace(objects, now, &namespace, usize::MAX).await?);
     }
     Ok(collected)
+}
+
+/// Shows what decides of every object of a kind, and holds no more than a page of them.
+async fn visit(objects: &Objects, kind: &'static Kind, mut show: impl FnMut(Found)) -> Result<(), ApiError> {
+    let prefix = kind.info.prefix();
+    let pages = |page: Vec<KeyValue>| page.iter().filter_map(|kv| read(objects, kind, kv)).for_each(&mut show);
+    stored::visit_all(&objects.store, &prefix, Consistency::Linearizable, pages).await.map(drop)
+}
+
+fn owner_uids(meta: &Meta) -> impl Iterator<Item = String> + '_ {
+    meta.owner_references.iter().map(|owner| owner.uid.clone())
 }
 
 async fn is_alive(objects: &Objects, namespace: &str, owner: &OwnerReference) -> Result<bool, ApiError> {

@@ -105,6 +105,20 @@ pub async fn list_all(
     consistency: Consistency,
 ) -> Result<(Vec<KeyValue>, Revision), ApiError> {
     let mut items = Vec::new();
+    let revision = visit_all(store, prefix, consistency, |page| items.extend(page)).await?;
+    Ok((items, revision))
+}
+
+/// Shows every object under a prefix, page by page, all at one revision; holds no more than a page.
+///
+/// # Errors
+/// If the store does not answer.
+pub async fn visit_all(
+    store: &Arc<dyn fluvial_raft::Store>,
+    prefix: &str,
+    consistency: Consistency,
+    mut visit: impl FnMut(Vec<KeyValue>),
+) -> Result<Revision, ApiError> {
     let mut request = fluvial_raft::ListRequest {
         prefix: prefix.to_owned(),
         limit: Some(PAGE),
@@ -117,9 +131,9 @@ pub async fn list_all(
         request.revision = Some(page.revision);
         // That revision has been applied here.
         request.consistency = Consistency::Stale;
-        items.extend(page.items);
+        visit(page.items);
         if !page.more {
-            return Ok((items, page.revision));
+            return Ok(page.revision);
         }
     }
 }

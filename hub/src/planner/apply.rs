@@ -15,7 +15,7 @@ use crate::objects::ObjectError;
 /// A transaction in the making.
 #[derive(Default)]
 pub(super) struct Change {
-    txn: Txn,
+    pub(super) txn: Txn,
 }
 
 impl Change {
@@ -83,23 +83,41 @@ impl Change {
         }
     }
 
+    /// Writes; the key of what was changed by others if it does not stand for that.
+    pub(super) async fn commit_or_tell(self, context: &PlannerContext) -> Result<Option<String>, ObjectError> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        match context.objects.txn(self.txn).await {
+            Ok(TxnOutcome::Conflict { key, .. }) => Ok(Some(key)),
+            Ok(TxnOutcome::Committed { .. })
+            | Err(ObjectError::Store { source: StoreError::UnknownOutcome { .. }, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Writes, if there is anything to write. True if it stands; a lost race is planned again by the watch.
     pub(super) async fn commit(self, context: &PlannerContext) -> Result<bool, ObjectError> {
         if self.is_empty() {
             return Ok(true);
         }
-        match context.objects.txn(self.txn).await {
-            Ok(TxnOutcome::Committed { .. }) => Ok(true),
-            Ok(TxnOutcome::Conflict { key, .. }) => {
-                debug!(key, "the plan was overtaken");
-                Ok(false)
-            }
-            // If it stands, the watch says so; if not, the next tick plans it again.
-            Err(ObjectError::Store { source: StoreError::UnknownOutcome { reason }, key }) => {
-                debug!(key, reason, "the plan's fate is unknown");
-                Ok(false)
-            }
-            Err(error) => Err(error),
+        Ok(committed(context, self.txn).await?.is_some())
+    }
+}
+
+/// The revision at which a transaction stands; nothing if it does not, or if nobody knows.
+pub(super) async fn committed(context: &PlannerContext, txn: Txn) -> Result<Option<Revision>, ObjectError> {
+    match context.objects.txn(txn).await {
+        Ok(TxnOutcome::Committed { revision }) => Ok(Some(revision)),
+        Ok(TxnOutcome::Conflict { key, .. }) => {
+            debug!(key, "the plan was overtaken");
+            Ok(None)
         }
+        // If it stands, the watch says so; if not, the next tick plans it again.
+        Err(ObjectError::Store { source: StoreError::UnknownOutcome { reason }, key }) => {
+            debug!(key, reason, "the plan's fate is unknown");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }

@@ -14,6 +14,7 @@ use fluvial_model::liveness;
 use fluvial_model::resource::Resource;
 use fluvial_model::store::Revision;
 use fluvial_raft::Consistency;
+use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::PlannerContext;
@@ -25,50 +26,81 @@ use crate::objects::ObjectError;
 
 /// How long a cluster that is being removed may take to clean up before it is cut off.
 const LEAVE_WITHIN: Duration = Duration::from_secs(30);
-/// How often `lastSeen` is written while nothing else changes.
-const LAST_SEEN_EVERY: Duration = Duration::from_secs(60);
+/// After so long `lastSeen` is written again while nothing else changes, of a part of the clusters in each second: it is
+/// never more than a minute old.
+const LAST_SEEN_EVERY: Duration = Duration::from_secs(45);
+const LAST_SEEN_SPREAD: usize = 15;
+/// Clusters judged in one transaction: objects of about 1 KiB.
+const JUDGE_BATCH: usize = 100;
+/// Tries of one such transaction, each without one more cluster.
+const JUDGE_TRIES: usize = 5;
 /// Assignments and reports withdrawn in one transaction when a cluster goes.
 const WITHDRAW_BATCH: usize = 100;
 
-/// Judges the silence of every cluster.
-pub(super) async fn judge(context: &PlannerContext, mirror: &mut Mirror) -> Result<(), ObjectError> {
+/// Judges the silence of every cluster, as a hub that has led for `leading`.
+pub(super) async fn judge(context: &PlannerContext, mirror: &Mirror, leading: Duration) -> Result<(), ObjectError> {
     let now = context.clock.now();
-    let mut judged: Vec<(String, ClusterState)> = Vec::new();
+    let mut changed: Vec<Judged<'_>> = Vec::new();
+    let mut refreshed: Vec<Judged<'_>> = Vec::new();
     for (name, cluster) in &mirror.clusters {
-        let previous = cluster.state();
-        // A hub that took the lead a moment ago has not heard of anybody: silence counts from then.
-        let silence = context
-            .liveness
-            .silence(name)
-            .or_else(|| (previous != ClusterState::Pending).then(|| context.liveness.since_start()));
+        let Some(revision) = mirror.cluster_revisions.get(name) else { continue };
+        let (previous, silence) = (cluster.state(), context.liveness.silence(name));
         let leaving = cluster.metadata.deletion_timestamp.is_some();
-        let state = if leaving { ClusterState::Leaving } else { liveness::state(previous, silence) };
-        let heard = silence.filter(|s| *s < liveness::SUSPECT_AFTER).is_some();
+        let state = if leaving { ClusterState::Leaving } else { liveness::state(previous, silence, leading) };
+        let judged = Judged { cluster, revision: *revision, state, silence };
         let seen = cluster.status.as_ref().and_then(|s| s.last_seen);
-        let stale = seen.is_none_or(|seen| now.duration_since(seen).unsigned_abs() >= LAST_SEEN_EVERY);
-        if state != previous || (heard && stale) {
-            judged.push((name.clone(), state));
+        let heard = silence.is_some_and(|silence| silence < liveness::SUSPECT_AFTER);
+        if state != previous {
+            info!(cluster = name, from = previous.as_str(), to = state.as_str(), "cluster state");
+            changed.push(judged);
+        } else if heard && seen.is_none_or(|seen| now.duration_since(seen).unsigned_abs() >= LAST_SEEN_EVERY) {
+            refreshed.push(judged);
         }
     }
-    for (name, state) in judged {
-        let (Some(cluster), Some(revision)) = (mirror.clusters.get(&name), mirror.cluster_revisions.get(&name)) else {
-            continue;
-        };
-        let mut object = cluster.clone();
-        let mut status = object.status.take().unwrap_or_default();
-        if status.state != state {
-            info!(cluster = name, from = status.state.as_str(), to = state.as_str(), "cluster state");
+    // Those that became stale together are spread, so that a fleet does not write all at once.
+    refreshed.sort_by_key(|judged| judged.cluster.status.as_ref().and_then(|s| s.last_seen));
+    refreshed.truncate((mirror.clusters.len() / LAST_SEEN_SPREAD).max(JUDGE_BATCH));
+    changed.append(&mut refreshed);
+    for batch in changed.chunks(JUDGE_BATCH) {
+        let mut batch: Vec<&Judged<'_>> = batch.iter().collect();
+        for _ in 0..JUDGE_TRIES {
+            // One that was changed by its agent at the same time is judged at the next tick; the others need not wait.
+            let Some(overtaken) = write(context, &batch, now).await? else { break };
+            batch.retain(|judged| judged.cluster.key() != overtaken);
         }
-        status.state = state;
-        if let Some(silence) = context.liveness.silence(&name) {
-            status.last_seen = now.checked_sub(silence).ok();
-        }
-        object.status = Some(status);
-        let mut change = Change::default();
-        change.put(context, &object, Some(*revision))?;
-        change.commit(context).await?;
     }
     Ok(())
+}
+
+/// What is to be written of a cluster.
+struct Judged<'a> {
+    cluster: &'a Cluster,
+    revision: Revision,
+    state: ClusterState,
+    silence: Option<Duration>,
+}
+
+/// Writes the states of these, or of none: then the key of one that was overtaken.
+async fn write(
+    context: &PlannerContext,
+    judged: &[&Judged<'_>],
+    now: Timestamp,
+) -> Result<Option<String>, ObjectError> {
+    let mut change = Change::default();
+    for Judged { cluster, revision, state, silence } in judged {
+        let mut object = (*cluster).clone();
+        let mut status = object.status.take().unwrap_or_default();
+        if status.state != *state {
+            status.state_since = Some(now);
+        }
+        status.state = *state;
+        if let Some(silence) = silence {
+            status.last_seen = now.checked_sub(*silence).ok();
+        }
+        object.status = Some(status);
+        change.put(context, &object, Some(*revision))?;
+    }
+    change.commit_or_tell(context).await
 }
 
 /// Sees a cluster off when it is being removed.

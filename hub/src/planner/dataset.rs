@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fluvial_model::kinds::{CacheLocation, DatasetMount, DatasetMountStatus, Placement};
+use fluvial_model::kinds::{CacheLocation, Dataset, DatasetMount, DatasetMountStatus, Placement};
 use fluvial_model::placement::{Decision, chooses};
 use fluvial_model::report::StoredReport;
 use fluvial_model::resource::Resource;
@@ -14,11 +14,8 @@ use super::mirror::{At, Mirror, Named};
 use crate::clock::fresh_uid;
 use crate::objects::ObjectError;
 
-/// The kinds of work that a dataset's upkeep owns, as their ids begin.
-const OWN_WORK: [&str; 4] = ["scan", "cache", "remove", "mount"];
-
 pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key: &Named) -> Result<(), ObjectError> {
-    let own = own_work(mirror, key);
+    let own = mirror.work.of(key);
     let Some(at) = mirror.datasets.get(key).cloned() else {
         let mut change = Change::default();
         for (cluster, id) in &own {
@@ -35,7 +32,7 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key
                 DatasetMountStatus { observed_generation: generation, message, ..Default::default() },
             )?;
         }
-        change.commit(context).await?;
+        change.commit_for(context, Dataset::INFO.key(&key.0, &key.1), None).await?;
         return Ok(());
     };
     let mut dataset = at.value;
@@ -68,23 +65,8 @@ pub(super) async fn reconcile(context: &PlannerContext, mirror: &mut Mirror, key
         put_location(context, &mut change, mirror, location)?;
     }
     retire_locations(&mut change, mirror, key, &located);
-    change.commit(context).await?;
+    change.commit_for(context, dataset.key(), Some(at.revision)).await?;
     Ok(())
-}
-
-/// Assignments and reports that the dataset's upkeep owns, by cluster and id.
-fn own_work(mirror: &Mirror, key: &Named) -> BTreeSet<Named> {
-    let prefixes = OWN_WORK.map(|kind| format!("{kind}/{}/{}/", key.0, key.1));
-    let mut own = BTreeSet::new();
-    for cluster in mirror.clusters.keys() {
-        for prefix in &prefixes {
-            let from = (cluster.clone(), prefix.clone());
-            let mine = |named: &Named| named.0 == *cluster && named.1.starts_with(prefix.as_str());
-            own.extend(mirror.assignments.range(from.clone()..).map(|(k, _)| k).take_while(|k| mine(k)).cloned());
-            own.extend(mirror.reports.range(from..).map(|(k, _)| k).take_while(|k| mine(k)).cloned());
-        }
-    }
-    own
 }
 
 fn decide(context: &PlannerContext, mirror: &Mirror, key: &Named, own: &BTreeSet<Named>) -> Next {

@@ -18,6 +18,7 @@ use fluvial_raft::{Consistency, ListRequest};
 use jiff::Timestamp;
 use tracing::warn;
 
+use super::index::{self, WorkIndex};
 use crate::objects::{ObjectError, Objects, Stored};
 
 /// Namespace and name.
@@ -104,6 +105,10 @@ pub(super) struct Mirror {
     /// By cluster and id.
     pub(super) assignments: BTreeMap<Named, At<Work>>,
     pub(super) reports: BTreeMap<Named, At<StoredReport>>,
+    /// Both of them, by dataset.
+    pub(super) work: WorkIndex,
+    /// Datasets whose sources may have to be listed, now or later: the others need no look at every tick.
+    waiting: BTreeSet<Named>,
     /// What each Placement chose, as last decided here.
     pub(super) decisions: BTreeMap<Named, Decision>,
     /// Homes and bytes that each dataset has in each Storage.
@@ -187,16 +192,19 @@ impl Mirror {
         self.dirty.loads.extend(loading);
         let leaving = self.clusters.iter().filter(|(_, c)| c.metadata.deletion_timestamp.is_some());
         self.dirty.clusters.extend(leaving.map(|(name, _)| name.clone()));
-        let unlisted = self.datasets.iter().filter(|(_, d)| {
-            d.value.status.as_ref().is_none_or(|s| s.observed_generation != d.value.metadata.generation)
-        });
-        self.dirty.datasets.extend(unlisted.map(|(key, _)| key.clone()));
+        let unlisted = |dataset: &Dataset| {
+            dataset.status.as_ref().is_none_or(|s| s.observed_generation != dataset.metadata.generation)
+        };
+        let waiting = self.waiting.iter().filter(|key| self.datasets.get(*key).is_some_and(|d| unlisted(&d.value)));
+        self.dirty.datasets.extend(waiting.cloned());
     }
 
-    /// Datasets whose sources are to be listed now.
+    /// Datasets whose sources are to be listed now, and Placements whose choice time alone may change.
     pub(super) fn mark_due(&mut self, now: Timestamp) {
-        let due = self.datasets.iter().filter(|(_, d)| rescan::request(&d.value, now).is_some());
-        self.dirty.datasets.extend(due.map(|(key, _)| key.clone()));
+        let is_due = |key: &&Named| self.datasets.get(*key).is_some_and(|d| rescan::request(&d.value, now).is_some());
+        self.dirty.datasets.extend(self.waiting.iter().filter(is_due).cloned());
+        let again = self.decisions.iter().filter(|(_, decision)| decision.again.is_some_and(|at| at <= now));
+        self.dirty.placements.extend(again.map(|(key, _)| key.clone()));
     }
 
     /// The unfinished migrations of a dataset, the oldest first.
@@ -218,12 +226,14 @@ impl Mirror {
             if let Some(value) = json(kv) {
                 let (cluster, id) = (cluster.to_owned(), id.to_owned());
                 self.mark_work(&id);
+                self.work.note(&cluster, &id);
                 self.dirty.cluster(&cluster);
                 self.assignments.insert((cluster, id), At { value, revision: kv.mod_revision });
             }
         } else if let Some((cluster, id)) = split_report_key(key) {
             if let Some(value) = json(kv) {
                 self.mark_work(id);
+                self.work.note(cluster, id);
                 self.reports.insert((cluster.to_owned(), id.to_owned()), At { value, revision: kv.mod_revision });
             }
         } else if key.starts_with(&Dataset::INFO.prefix()) {
@@ -323,6 +333,11 @@ impl Mirror {
             let placements = self.placements.keys().filter(|(ns, _)| *ns == named.0).cloned();
             self.dirty.placements.extend(placements);
         }
+        if rescan::may_come(&at.value) {
+            self.waiting.insert(named.clone());
+        } else {
+            self.waiting.remove(&named);
+        }
         self.datasets.insert(named, at);
     }
 
@@ -333,14 +348,27 @@ impl Mirror {
             (c.state(), address, c.metadata.labels.clone(), c.spec.clone(), c.metadata.deletion_timestamp.is_some())
         };
         if self.clusters.get(&name).is_none_or(|old| steers(old) != steers(&at.value)) {
-            self.mark_everything_placed();
+            self.mark_steered_by(&name);
         }
         self.dirty.cluster(&name);
         self.cluster_revisions.insert(name.clone(), at.revision);
         self.clusters.insert(name, at.value);
     }
 
-    /// A cluster or a Storage changed: every choice may.
+    /// A cluster changed: every choice of clusters may, and what it has to do itself. Datasets follow where a choice is
+    /// another one than before.
+    fn mark_steered_by(&mut self, cluster: &str) {
+        self.dirty.placements.extend(self.placements.keys().cloned());
+        self.dirty.datasets.extend(self.waiting.iter().cloned());
+        let mounted = self.mounts.iter().map(|(named, at)| (named.0.clone(), at.value.spec.dataset.clone()));
+        self.dirty.datasets.extend(mounted);
+        let from = (cluster.to_owned(), String::new());
+        let work = self.assignments.range(from..).map(|(key, _)| key).take_while(|(of, _)| of == cluster);
+        self.dirty.datasets.extend(work.filter_map(|(_, id)| index::owner(id)));
+        self.mark_unfinished();
+    }
+
+    /// A Storage changed: every choice may.
     fn mark_everything_placed(&mut self) {
         self.dirty.placements.extend(self.placements.keys().cloned());
         self.dirty.datasets.extend(self.datasets.keys().cloned());
@@ -395,15 +423,25 @@ impl Mirror {
         self.dirty.dataset(dataset);
     }
 
+    /// An assignment or a report is gone.
+    fn forget_work(&mut self, cluster: &str, id: &str) {
+        let key = (cluster.to_owned(), id.to_owned());
+        if !self.assignments.contains_key(&key) && !self.reports.contains_key(&key) {
+            self.work.forget(cluster, id);
+        }
+    }
+
     fn remove(&mut self, key: &str) {
         if let Some((cluster, id)) = split_assignment_key(key) {
             self.assignments.remove(&(cluster.to_owned(), id.to_owned()));
+            self.forget_work(cluster, id);
             self.dirty.cluster(cluster);
             self.mark_work(id);
             return;
         }
         if let Some((cluster, id)) = split_report_key(key) {
             self.reports.remove(&(cluster.to_owned(), id.to_owned()));
+            self.forget_work(cluster, id);
             return;
         }
         let in_namespace = |prefix: String| {
@@ -411,6 +449,7 @@ impl Mirror {
         };
         if let Some(named) = in_namespace(Dataset::INFO.prefix()) {
             self.datasets.remove(&named);
+            self.waiting.remove(&named);
             for (storage, uses) in &mut self.usage {
                 if uses.remove(&named).is_some() {
                     self.dirty.storages.insert(storage.clone());
@@ -449,7 +488,7 @@ impl Mirror {
         } else if let Some(name) = key.strip_prefix(&Cluster::INFO.prefix()) {
             self.clusters.remove(name);
             self.cluster_revisions.remove(name);
-            self.mark_everything_placed();
+            self.mark_steered_by(name);
         } else if let Some(name) = key.strip_prefix(&Link::INFO.prefix()) {
             self.links.remove(name);
         } else if let Some(name) = key.strip_prefix(&Storage::INFO.prefix()) {

@@ -90,6 +90,10 @@ impl ClusterState {
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterStatus {
     pub state: ClusterState,
+    /// Since when it is in that state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub state_since: Option<Timestamp>,
     pub observed_generation: i64,
     /// When the hub last heard from the agent; kept to within a minute while the cluster is Ready.
     #[serde(skip_serializing_if = "Option::is_none")]

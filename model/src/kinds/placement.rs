@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,10 @@ pub struct PlacementSpec {
     /// Paths of the dataset to cache; all if empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
+    /// How long a cluster must be Unreachable until another one takes its place, such as `5m`; never, if not given. A
+    /// cluster that came back gives its place up only after it was there for as long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failover_after: Option<String>,
     /// Never evict.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
@@ -72,7 +77,8 @@ pub struct PlacementStatus {
     pub clusters: Vec<String>,
     /// How many datasets the Placement chooses.
     pub datasets: u64,
-    /// One line for each cluster: chosen or not, and why.
+    /// One line for each cluster: chosen or not, and why. Of a large fleet, as many as are of use, and under `*` how many
+    /// there are beside.
     pub reasons: BTreeMap<String, String>,
     pub conditions: Vec<Condition>,
 }
@@ -116,6 +122,15 @@ impl Resource for Placement {
         if self.spec.clusters.count == Some(0) {
             errors.push(&spec.key("clusters").key("count"), "must be at least 1; leave it out for all that fit");
         }
+        if let Some(text) = &self.spec.failover_after
+            && self.failover_after().is_none()
+        {
+            errors.invalid(
+                &spec.key("failoverAfter"),
+                text,
+                "must be a duration from 1s to 366 days, such as 5m or 1h",
+            );
+        }
         for (i, path) in self.spec.paths.iter().enumerate() {
             let trimmed = path.trim_matches('/');
             let bad = |part: &str| part.is_empty() || part == "." || part == ".." || part.contains('\0');
@@ -140,5 +155,14 @@ impl Resource for Placement {
                 Cell::json(&status.reasons),
             ],
         }]
+    }
+}
+
+impl Placement {
+    /// After how long another cluster takes the place of one that is Unreachable, if ever.
+    #[must_use]
+    pub fn failover_after(&self) -> Option<SignedDuration> {
+        let after: SignedDuration = self.spec.failover_after.as_ref()?.trim().parse().ok()?;
+        (SignedDuration::from_secs(1)..=SignedDuration::from_hours(366 * 24)).contains(&after).then_some(after)
     }
 }

@@ -51,6 +51,15 @@ pub fn request(dataset: &Dataset, now: Timestamp) -> Option<String> {
     Some(format!("{since}/{asked}"))
 }
 
+/// Whether [`request`] may say something, now or at a later time, as long as the dataset stays as it is.
+#[must_use]
+pub fn may_come(dataset: &Dataset) -> bool {
+    let Some(status) = &dataset.status else { return true };
+    let unknown = status.observed_generation != dataset.metadata.generation || status.root.is_none();
+    let noticed = status.source_changes > status.listed_changes;
+    unknown || noticed || requested(dataset) != status.rescan_handled || every(dataset).is_some()
+}
+
 /// What asks for a listing now, empty if nothing ever did.
 pub(crate) fn requested(dataset: &Dataset) -> String {
     dataset.metadata.annotations.get(REQUESTED).cloned().unwrap_or_default()
