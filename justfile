@@ -56,3 +56,7 @@ simulate *ARGS:
 # Switch each known bug on in the simulation and prove that it is found.
 simulate-bugs *ARGS:
     cargo run -p fluvial-simulation --bin simulate -- bugs {{ARGS}}
+
+# So many members with one hub and with three: their memory, a change to all, all hubs killed, a tenth that flaps.
+fleet N="10000" *ARGS:
+    cargo run --release -p fluvial-tests --bin bench -- fleet {{N}} {{ARGS}}

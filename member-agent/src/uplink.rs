@@ -10,7 +10,7 @@
 
 mod ask;
 mod home;
-mod pause;
+pub mod pause;
 mod renew;
 mod session;
 

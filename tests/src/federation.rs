@@ -461,7 +461,7 @@ impl Federation {
             None => Command::new(fluvial_bin()),
         };
         command.args(["hub", "run", "--data-dir"]).arg(self.hub_dir(number)).args(&self.hub_arguments);
-        command.envs(self.hub_environment.get(&number).into_iter().flatten());
+        command.envs(self.hub_environment.get(&number).into_iter().flatten().cloned());
         let process = Process::start(&mut command, &self.folder.path().join(format!("hub-{number}.log")));
         self.hubs.insert(number, process);
     }

@@ -20,6 +20,7 @@ pub mod fuzz;
 pub mod hdfs;
 pub mod hostile;
 pub mod issuer;
+pub mod members;
 pub mod minio;
 pub mod mount;
 pub mod network;

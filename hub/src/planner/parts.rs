@@ -29,7 +29,7 @@ fn split(txn: Txn, owner: &str) -> (Txn, Vec<Txn>, Vec<Compare>) {
         txn.compares.into_iter().partition(|compare| written.contains(compare.key()));
     let mut own: HashMap<String, Compare> =
         own.into_iter().map(|compare| (compare.key().to_owned(), compare)).collect();
-    let mut first = Txn { compares: base.clone(), ops: Vec::new() };
+    let mut first = Txn { compares: base.clone(), ops: Vec::new(), audit: txn.audit };
     base.retain(|compare| compare.key() != owner);
     let mut parts: Vec<Txn> = Vec::new();
     let (mut part, mut bytes) = (Txn::default(), 0);

@@ -8,13 +8,15 @@ const SHORTEST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(15);
 
 /// The pause after so many failures in a row: anything up to a bound that doubles, never below the shortest.
-pub(super) fn after(failures: u32, chance: f64) -> Duration {
+#[must_use]
+pub fn after(failures: u32, chance: f64) -> Duration {
     let doubled = 2u32.checked_pow(failures).and_then(|factor| SHORTEST.checked_mul(factor));
     doubled.unwrap_or(LONGEST).min(LONGEST).mul_f64(chance.clamp(0.0, 1.0)).max(SHORTEST)
 }
 
 /// A pause, a quarter shorter or longer by chance.
-pub(super) fn spread(pause: Duration, chance: f64) -> Duration {
+#[must_use]
+pub fn spread(pause: Duration, chance: f64) -> Duration {
     pause.mul_f64(0.75 + 0.5 * chance.clamp(0.0, 1.0))
 }
 

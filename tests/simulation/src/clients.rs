@@ -108,14 +108,15 @@ impl Client {
 
     async fn write(&mut self, seat: &Seat, key: &str) {
         let value = self.stage.value();
-        let txn = Txn { compares: vec![], ops: vec![Op::Put { key: key.to_owned(), value: bytes(value) }] };
+        let txn =
+            Txn { compares: vec![], ops: vec![Op::Put { key: key.to_owned(), value: bytes(value) }], audit: vec![] };
         self.put(seat, key, value, txn).await;
     }
 
     async fn write_pair(&mut self, seat: &Seat) {
         let value = self.stage.value();
         let put = |key: &str| Op::Put { key: key.to_owned(), value: bytes(value) };
-        self.put(seat, PAIR_NAME, value, Txn { compares: vec![], ops: PAIR.map(put).to_vec() }).await;
+        self.put(seat, PAIR_NAME, value, Txn { compares: vec![], ops: PAIR.map(put).to_vec(), audit: vec![] }).await;
     }
 
     async fn put(&mut self, seat: &Seat, register: &str, value: u64, txn: Txn) {

@@ -7,7 +7,7 @@
 //!
 //! [`world`] runs one seed, in a process of its own that [`runner`] starts; [`invariants`] judges each step, [`judge`]
 //! the history of the clients.
-#![allow(clippy::expect_used, reason = "a simulation that cannot go on ends with its reason")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a simulation that cannot go on ends with its reason")]
 
 pub mod clients;
 pub mod disk;

@@ -292,7 +292,7 @@ impl World {
                 let runtime = host.handle().ok_or("a running node has no runtime")?;
                 self.stage.seats().insert(id, Seat { node: id, runtime, store: store.clone() });
             }
-            if self.now % LOOK == 0 {
+            if self.now.is_multiple_of(LOOK) {
                 let probe = store.probe();
                 self.within.invariants.borrow_mut().probed(id, &probe)?;
                 match &probe.failed {
@@ -605,7 +605,7 @@ impl World {
             let (store, node) = (seat.store.clone(), seat.node);
             running.push(seat.runtime.spawn(async move {
                 let put = Op::Put { key: format!("end/{node}"), value: b"here".to_vec() };
-                store.txn(Txn { compares: vec![], ops: vec![put] }).await.is_ok()
+                store.txn(Txn { compares: vec![], ops: vec![put], audit: vec![] }).await.is_ok()
             }));
             let mut last = Client::new(Arc::clone(&self.stage), 1000 + usize::try_from(node).unwrap_or(0));
             let seat = seat.clone();

@@ -15,6 +15,10 @@ pub(crate) enum Unit {
     Milliseconds,
     Mib,
     CpuSecondsPerGib,
+    KibPerMember,
+    Cores,
+    Seconds,
+    Leaders,
 }
 
 impl Unit {
@@ -27,13 +31,23 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Mib => "MiB",
             Self::CpuSecondsPerGib => "CPU s/GiB",
+            Self::KibPerMember => "KiB/member",
+            Self::Cores => "cores",
+            Self::Seconds => "s",
+            Self::Leaders => "leaders",
         }
     }
 
     fn more_is_better(self) -> bool {
         match self {
             Self::WritesPerSecond | Self::ReadsPerSecond | Self::MibPerSecond | Self::FilesPerSecond => true,
-            Self::Milliseconds | Self::Mib | Self::CpuSecondsPerGib => false,
+            Self::Milliseconds
+            | Self::Mib
+            | Self::CpuSecondsPerGib
+            | Self::KibPerMember
+            | Self::Cores
+            | Self::Seconds
+            | Self::Leaders => false,
         }
     }
 }

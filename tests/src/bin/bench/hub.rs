@@ -66,7 +66,7 @@ pub(crate) async fn run(size: Size, report: &mut Report) -> Result<()> {
     let program = programs::fluvial()?;
     eprintln!("starting three etcd members and three hubs");
     let mut etcd = Etcd::start().await?;
-    let mut hubs = Hubs::start(program).await?;
+    let mut hubs = Hubs::start(program, 3).await?;
     for side in [hubs.side().await, etcd.side(Api::EtcdJson).await] {
         load::prepare(&side).await?;
     }

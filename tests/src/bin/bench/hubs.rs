@@ -1,4 +1,4 @@
-//! Three hubs as processes, made as their users make them: `hub init`, `hub join`, `hub run`.
+//! Hubs as processes, made as their users make them: `hub init`, `hub join`, `hub run`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,7 @@ use tempfile::TempDir;
 
 use crate::side::{Api, Side};
 
-const HUBS: usize = 3;
-
-/// Three hubs that run. Killed, and their data removed, on drop.
+/// Hubs that run. Killed, and their data removed, on drop.
 pub(crate) struct Hubs {
     program: PathBuf,
     hubs: BTreeMap<usize, Process>,
@@ -30,11 +28,11 @@ pub(crate) struct Hubs {
 }
 
 impl Hubs {
-    /// Makes and starts them, and waits until all three vote.
-    pub(crate) async fn start(program: PathBuf) -> Result<Self> {
+    /// Makes and starts so many, and waits until all of them vote.
+    pub(crate) async fn start(program: PathBuf, count: usize) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("bench-hubs-").tempdir()?;
         let kubeconfig = folder.path().join("kubeconfig");
-        let addresses: Vec<_> = (0..HUBS).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        let addresses: Vec<_> = (0..count).map(|_| format!("127.0.0.1:{}", free_port())).collect();
         let fluvial = |arguments: &[&str], dir: Option<usize>| {
             let mut command = Command::new(&program);
             command.arg("--kubeconfig").arg(&kubeconfig).args(arguments);
@@ -52,7 +50,7 @@ impl Hubs {
         let mut processes = BTreeMap::from([(0, start_hub(&program, folder.path(), 0))]);
         let url = format!("https://{}", addresses[0]);
         hubs(&addresses[0], &tls, 1).await;
-        for hub in 1..HUBS {
+        for hub in 1..count {
             let line = fluvial(&["token", "create", "--hub"], None)?;
             let token = line.split_whitespace().skip_while(|word| *word != "--token").nth(1);
             let token = token.with_context(|| format!("no token in {line:?}"))?;
@@ -81,9 +79,29 @@ impl Hubs {
     pub(crate) async fn leader(&self) -> usize {
         let mut leader = String::new();
         for hub in self.hubs.keys() {
-            leader = hubs(&self.addresses[*hub], &self.tls, HUBS).await;
+            leader = hubs(&self.addresses[*hub], &self.tls, self.addresses.len()).await;
         }
         self.addresses.iter().position(|address| *address == leader).unwrap_or_default()
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.addresses.len()
+    }
+
+    /// The number of a hub's process, if it runs.
+    pub(crate) fn process(&self, hub: usize) -> Option<u32> {
+        self.hubs.get(&hub).map(Process::id)
+    }
+
+    /// Where a hub keeps everything.
+    pub(crate) fn data_dir(&self, hub: usize) -> PathBuf {
+        self.folder.path().join(format!("hub-{hub}"))
+    }
+
+    /// What a hub has logged.
+    pub(crate) fn log(&self, hub: usize) -> String {
+        std::fs::read_to_string(self.folder.path().join(format!("hub-{hub}.log"))).unwrap_or_default()
     }
 
     /// HOST:PORT of a hub.
@@ -94,7 +112,7 @@ impl Hubs {
     /// The side of the comparison.
     pub(crate) async fn side(&self) -> Side {
         let leader = self.leader().await;
-        let addresses = (0..HUBS).map(|n| self.address((leader + n) % HUBS)).collect();
+        let addresses = (0..self.count()).map(|n| self.address((leader + n) % self.count())).collect();
         Side { api: Api::Fluvial, addresses, tls: self.tls.clone() }
     }
 }
@@ -102,6 +120,8 @@ impl Hubs {
 fn start_hub(program: &Path, folder: &Path, hub: usize) -> Process {
     let mut command = Command::new(program);
     command.args(["hub", "run", "--data-dir"]).arg(folder.join(format!("hub-{hub}")));
+    // Who leads is counted in the log.
+    command.env("RUST_LOG", "warn,fluvial_hub::planner=info");
     Process::start(&mut command, &folder.join(format!("hub-{hub}.log")))
 }
 

@@ -10,9 +10,14 @@
 #![allow(clippy::print_stdout, reason = "the lines are what this program is for")]
 
 mod backup;
+mod catalog;
 mod copy_once;
+mod crowds;
 mod etcd;
 mod figures;
+mod fill;
+mod fleet;
+mod footprint;
 mod hub;
 mod hubs;
 mod load;
@@ -21,6 +26,7 @@ mod mount;
 mod mounted;
 mod movers;
 mod outage;
+mod postgres;
 mod programs;
 mod rclone;
 mod side;
@@ -59,6 +65,16 @@ enum Area {
     Mount,
     /// Backups of files to a disk and to S3 against restic.
     Backup,
+    /// Thousands of members with one hub and with three: their memory, a change to all, all hubs killed, a tenth that flaps.
+    Fleet(fleet::Arguments),
+    /// A hub with a million datasets, against PostgreSQL with the same tables.
+    Catalog(catalog::Arguments),
+    /// Fills a hub's store, in a process of its own.
+    #[command(hide = true)]
+    Fill(fill::Arguments),
+    /// A part of the members, in a process of its own.
+    #[command(hide = true)]
+    Members(crowds::Arguments),
     /// One backup, in a process of its own.
     #[command(hide = true)]
     BackupOnce(backup::Arguments),
@@ -82,6 +98,10 @@ async fn run() -> Result<()> {
             Area::Transfer => transfer::run(size, &mut report).await,
             Area::Mount => mount::run(size, &mut report).await,
             Area::Backup => backup::run(size, &mut report).await,
+            Area::Fleet(arguments) => fleet::run(size, arguments, &mut report).await,
+            Area::Catalog(arguments) => catalog::run(size, arguments, &mut report).await,
+            Area::Fill(arguments) => return fill::run(arguments).await,
+            Area::Members(arguments) => return crowds::serve(arguments).await,
             Area::BackupOnce(arguments) => return backup::once(arguments).await,
             Area::CopyOnce(arguments) => return copy_once::run(arguments).await,
         }?;
