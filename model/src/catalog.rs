@@ -336,7 +336,8 @@ mod tests {
 
     #[test]
     fn every_table_is_about_kinds_that_there_are() {
-        for table in TABLES {
+        // The trail is nobody's object.
+        for table in TABLES.iter().filter(|table| table.name != "audit") {
             let first = table.columns[0].name;
             let (about, scope): (Vec<_>, _) = match table.rows {
                 Rows::Fleet(group, plural) => (vec![(group, plural)], Scope::Cluster),

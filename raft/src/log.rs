@@ -425,6 +425,9 @@ impl LogStore {
             state.push(entry);
             state.shrink();
         }
+        // What an earlier version wrote ahead of its entries.
+        let end = state.last.map_or(0, |last| last.index);
+        state.committed = state.committed.filter(|id| id.index <= end);
         state.cache_first =
             if state.cache.is_empty() { state.last.map_or(0, |last| last.index + 1) } else { state.cache_first };
         seen!(Opened { vote: state.vote.map(Into::into), purged: state.purged.map(Into::into), entries });
@@ -623,7 +626,9 @@ impl Writer {
                 }
             }
         }
-        // How far is committed rides along: it only saves work at the next start, so it is not worth a sync of its own.
+        // How far is committed rides along: it only saves work at the next start, so it is not worth a sync of its own. It
+        // may be said of entries that wait for the next commit, and must not be on the disk before them.
+        let committed = committed.filter(|id| id.index < extent.next).or(self.committed);
         if committed != self.committed
             && let Some(id) = &committed
         {

@@ -44,6 +44,31 @@ async fn what_was_flushed_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn what_is_committed_is_never_told_beyond_what_is_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log.db");
+    let stored = |path: &Path| {
+        let db = Connection::open(path).unwrap();
+        read_meta::<v1::RaftLogId>(&db, COMMITTED).unwrap().map(|id| id.index)
+    };
+    for (committed, expected) in [(4, Some(4)), (9, Some(4))] {
+        {
+            let mut log = open(&path).unwrap();
+            // A leader may say so of entries that are still on their way to the disk.
+            log.save_committed(Some(log_id::<TypeConfig>(1, 1, committed))).await.unwrap();
+            let next = log.get_log_state().await.unwrap().last_log_id.map_or(1, |last| last.index + 1);
+            append(&mut log, (next..next + 4).map(|index| command(index, "value")).collect()).await.unwrap();
+        }
+        assert_eq!(stored(&path), expected, "{committed}");
+    }
+    // What an earlier version left behind is not believed.
+    Connection::open(&path)
+        .and_then(|db| write_meta(&db, COMMITTED, &log_id_out(&log_id::<TypeConfig>(1, 1, 12))))
+        .unwrap();
+    assert_eq!(open(&path).unwrap().read_committed().await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn entries_that_left_the_memory_are_read_from_disk() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(&dir.path().join("log.db")).unwrap();

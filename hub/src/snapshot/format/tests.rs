@@ -1,3 +1,5 @@
+//! What a snapshot file says of itself, and how it is told from one that is damaged, newer, or another's.
+
 use super::*;
 use proptest::prelude::*;
 use secrecy::SecretString;
