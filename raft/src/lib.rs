@@ -6,7 +6,7 @@
 //! linearizable, [`snapshot`] lets the log be cut, [`membership`] changes who takes part, [`seed`] makes the first node
 //! of a cluster that begins with given content, [`marker`] keeps a data directory from being used by another node, [`mark`]
 //! and [`seal`] tell what was lost or damaged on the disk, [`health`] stops a node whose disk fails, [`database`] is how
-//! files of SQLite are opened.
+//! files of SQLite are opened. [`replica`] is the same catalog for a store whose log is kept elsewhere.
 //!
 //! Invariants: a write is acknowledged only when a majority has synced it; every replica applies the same commands in
 //! the same order; what is applied and how far is one SQLite transaction.
@@ -30,6 +30,7 @@ pub mod node;
 mod propose;
 mod query;
 mod read;
+pub mod replica;
 mod schema;
 mod seal;
 mod seed;
@@ -53,4 +54,4 @@ pub use seed::{Seed, SeedError, Seeding};
 pub use server::{PeerServer, peer_service};
 pub use snapshot::free_bytes;
 pub use store::{Consistency, Leadership, ListRequest, Listing, Store, StoreError, Watch, WatchSource};
-pub use transport::{ConnectError, PEER_METADATA_FROM, PeerConnector};
+pub use transport::{ConnectError, PEER_METADATA_FROM, PeerConnector, never_sent};

@@ -145,7 +145,7 @@ impl Catalog {
     }
 
     /// Closes it in order, so that it can be opened again, unless somebody still reads: then it is made again.
-    fn seal(&mut self) {
+    pub fn seal(&mut self) {
         let left = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
         let sealed = match left {
             Ok(0) => seal::seal(&self.path).map_err(|error| error.to_string()),
@@ -157,7 +157,8 @@ impl Catalog {
         }
     }
 
-    fn at_path(dir: &Path, generation: u64) -> Result<Self, MachineError> {
+    /// Opens one generation.
+    pub fn at_path(dir: &Path, generation: u64) -> Result<Self, MachineError> {
         let path = dir.join(file_name(generation));
         let open_error = |source| MachineError::Open { path: path.clone(), source };
         let db = schema::open(&path).map_err(open_error)?;
@@ -166,7 +167,8 @@ impl Catalog {
         Ok(Self { db, path, generation, at, closed: false })
     }
 
-    fn remove_others(dir: &Path, keep: u64) -> Result<(), MachineError> {
+    /// Removes every catalog but that of `keep`.
+    pub fn remove_others(dir: &Path, keep: u64) -> Result<(), MachineError> {
         let dir_error = |source| MachineError::Dir { dir: dir.to_owned(), source };
         let kept = file_name(keep);
         for entry in std::fs::read_dir(dir).map_err(dir_error)? {
@@ -295,6 +297,18 @@ fn apply_op(db: &Connection, revision: Revision, op: Op) -> rusqlite::Result<Opt
         Op::Delete { .. } if previous.is_none() => return Ok(None),
         Op::Delete { key } => (key, None),
     };
+    let value = value.map(|value| {
+        let create_revision = previous.as_ref().map_or(revision, |kv| kv.create_revision);
+        KeyValue { key: key.clone(), value, create_revision, mod_revision: revision }
+    });
+    let event = Event { revision, key, value, previous };
+    record(db, &event)?;
+    Ok(Some(event))
+}
+
+/// Writes one change: into the history, the projected rows and the objects.
+pub fn record(db: &Connection, event: &Event) -> rusqlite::Result<()> {
+    let Event { revision, key, value, previous } = event;
     db.prepare_cached(
         "INSERT INTO fv_history (revision, key, deleted, previous, previous_create, previous_mod)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -307,14 +321,13 @@ fn apply_op(db: &Connection, revision: Revision, op: Op) -> rusqlite::Result<Opt
         previous.as_ref().map(|kv| signed(kv.create_revision.0)),
         previous.as_ref().map(|kv| signed(kv.mod_revision.0)),
     ])?;
-    replace_rows(db, &key, previous.as_ref().map(|kv| kv.value.as_slice()), value.as_deref())?;
-    let value = match value {
+    let old = previous.as_ref().map(|kv| kv.value.as_slice());
+    replace_rows(db, key, old, value.as_ref().map(|kv| kv.value.as_slice()))?;
+    match value {
         None => {
             db.prepare_cached("DELETE FROM fv_objects WHERE key = ?1")?.execute([key.as_bytes()])?;
-            None
         }
-        Some(value) => {
-            let create_revision = previous.as_ref().map_or(revision, |kv| kv.create_revision);
+        Some(kv) => {
             let sql = if previous.is_some() {
                 "UPDATE fv_objects SET value = ?2, create_revision = ?3, mod_revision = ?4 WHERE key = ?1"
             } else {
@@ -322,14 +335,13 @@ fn apply_op(db: &Connection, revision: Revision, op: Op) -> rusqlite::Result<Opt
             };
             db.prepare_cached(sql)?.execute(params![
                 key.as_bytes(),
-                value,
-                signed(create_revision.0),
+                kv.value,
+                signed(kv.create_revision.0),
                 signed(revision.0)
             ])?;
-            Some(KeyValue { key: key.clone(), value, create_revision, mod_revision: revision })
         }
-    };
-    Ok(Some(Event { revision, key, value, previous }))
+    }
+    Ok(())
 }
 
 /// Waits for what is being applied and lets nothing follow; a catalog that is whole can be opened again. Blocks.

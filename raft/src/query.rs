@@ -15,7 +15,8 @@ use crate::store::{Listing, REMAINING_CAP, StoreError};
 /// that a page always holds a whole revision.
 const HISTORY_PAGE: usize = 1024;
 
-fn failed(error: rusqlite::Error) -> StoreError {
+/// What the database's error means to who reads.
+pub fn failed(error: rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
             StoreError::Corrupt { what: format!("the catalog: {error}") }

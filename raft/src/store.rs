@@ -17,6 +17,9 @@ use crate::health::Failure;
 pub const MAX_KEY_BYTES: usize = 1024;
 /// Most writes and, separately, most compares in one transaction.
 pub const MAX_TXN_OPS: usize = 512;
+/// What every store takes in one transaction, whatever it is: etcd's default, less one for what the audit trail says of
+/// it. What may be larger is cut where it can be.
+pub const COMMON_TXN_OPS: usize = 127;
 /// Most bytes of keys and values in one transaction: etcd's 1.5 MiB request limit, with room for a large Secret beside.
 pub const MAX_TXN_BYTES: usize = 2 * 1024 * 1024;
 
@@ -114,7 +117,8 @@ impl StoreError {
         Self::unavailable(format!("this hub has stopped: {failure}"))
     }
 
-    pub(crate) fn storage(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    /// The local database failed.
+    pub fn storage(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Storage(error.into())
     }
 }
@@ -179,7 +183,10 @@ pub trait Store: Send + Sync + 'static {
 }
 
 /// Whether a transaction is within the limits and means something.
-pub(crate) fn check_txn(txn: &Txn) -> Result<(), StoreError> {
+///
+/// # Errors
+/// [`StoreError::TooLarge`] and [`StoreError::Malformed`]: nothing was tried.
+pub fn check_txn(txn: &Txn) -> Result<(), StoreError> {
     use fluvial_model::store::{Compare, Op};
     for (what, size) in [
         ("the number of compares", txn.compares.len()),
@@ -210,7 +217,10 @@ pub(crate) fn check_txn(txn: &Txn) -> Result<(), StoreError> {
 }
 
 /// Whether a key may be stored.
-pub(crate) fn check_key(key: &str) -> Result<(), StoreError> {
+///
+/// # Errors
+/// As [`check_txn`].
+pub fn check_key(key: &str) -> Result<(), StoreError> {
     if key.is_empty() {
         return Err(StoreError::Malformed { reason: "the key is empty".into() });
     }

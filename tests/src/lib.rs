@@ -14,6 +14,7 @@ pub mod clients;
 pub mod clock;
 pub mod connection;
 pub mod disk;
+pub mod etcd;
 pub mod faults;
 pub mod federation;
 pub mod fuzz;

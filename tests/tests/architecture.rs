@@ -27,6 +27,11 @@ const ARROWS: &[Arrows] = &[
         why: "the store keeps the model's words and knows no hub",
     },
     Arrows {
+        from: "fluvial-etcd",
+        to: &["fluvial-model", "fluvial-proto", "fluvial-raft"],
+        why: "the store over etcd has the trait, the catalog and the contract of the other one, and knows no hub",
+    },
+    Arrows {
         from: "fluvial-transfer",
         to: &["fluvial-model", "fluvial-proto"],
         why: "copying is below the engines that use it",
@@ -67,7 +72,7 @@ const ARROWS: &[Arrows] = &[
     },
     Arrows {
         from: "fluvial-hub",
-        to: &["fluvial-model", "fluvial-proto", "fluvial-raft", "fluvial-certs"],
+        to: &["fluvial-model", "fluvial-proto", "fluvial-raft", "fluvial-etcd", "fluvial-certs"],
         why: "a hub reaches its agents over the wire only, never through member-agent",
     },
     Arrows {
