@@ -12,6 +12,7 @@ pub(crate) mod describe;
 pub(crate) mod get;
 pub(crate) mod hook;
 pub(crate) mod hub;
+mod hub_store;
 pub(crate) mod kubeconfig;
 pub(crate) mod load;
 pub(crate) mod member;

@@ -146,6 +146,7 @@ impl Federation {
                 data_dir: hub_dir(data_dir, number),
                 listen: listener.local_addr().context("finding a port for a hub")?,
                 advertise: None,
+                etcd: None,
             };
             run::join(options).await.with_context(|| format!("letting hub {number} join"))?;
             let mut config = HubConfig::new(hub_dir(data_dir, number));
@@ -299,7 +300,7 @@ async fn make_first(data_dir: &Path, listen: SocketAddr) -> Result<TcpListener> 
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let listen = listener.local_addr().with_context(|| format!("listening on {listen}"))?;
     let trust_domain = TrustDomain::new("fluvial.local").context("naming the trust domain")?;
-    run::init(InitOptions { data_dir: hub_dir(data_dir, 1), listen, advertise: None, trust_domain })?;
+    run::init(InitOptions { data_dir: hub_dir(data_dir, 1), listen, advertise: None, trust_domain, etcd: None })?;
     Ok(listener)
 }
 
@@ -370,6 +371,7 @@ mod tests {
                 data_dir: hub_dir(folder.path(), number),
                 listen: listen(7001),
                 advertise: None,
+                etcd: None,
                 trust_domain: trust_domain.clone(),
             };
             run::init(options).unwrap();

@@ -19,7 +19,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fluvial_model::catalog::{ColumnType, TABLES};
-use fluvial_raft::RaftStore;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -32,16 +31,6 @@ pub use self::sight::Sight;
 pub trait CatalogSource: Send + Sync + 'static {
     fn path(&self) -> PathBuf;
     fn generation(&self) -> u64;
-}
-
-impl CatalogSource for RaftStore {
-    fn path(&self) -> PathBuf {
-        self.catalog_path()
-    }
-
-    fn generation(&self) -> u64 {
-        self.catalog_generation()
-    }
 }
 
 /// How much one question may cost.

@@ -14,10 +14,10 @@ mod members;
 mod renewal;
 pub mod restart;
 mod setup;
+pub mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -32,7 +32,8 @@ use fluvial_proto::v1::hub_service_server::HubServiceServer;
 use fluvial_proto::v1::join_service_server::JoinServiceServer;
 use fluvial_proto::v1::node_service_server::NodeServiceServer;
 use fluvial_raft::config::{KEEP_LOG, SNAPSHOT_AFTER};
-use fluvial_raft::{Config, Leadership, OpenError, RaftStore, Store, Timings, peer_service};
+use fluvial_raft::{Leadership, OpenError, Store, Timings, peer_service};
+use secrecy::SecretString;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -45,6 +46,7 @@ pub use fluvial_raft::Failure;
 pub use home::{HomeError, HubRecord};
 pub use kubeconfig::admin_kubeconfig;
 pub use setup::{InitOptions, InitReport, init};
+pub use store::{EtcdOptions, HubStore};
 
 pub(crate) use renewal::issue;
 pub(crate) use setup::advertised;
@@ -59,7 +61,7 @@ use crate::enrol::{HubSecrets, Issuer, Joins, NodeCalls};
 use crate::hooks;
 use crate::liveness::Liveness;
 use crate::objects::Objects;
-use crate::peers::{Dialler, Hub as HubMember, MAX_MESSAGE, Membership, Peers};
+use crate::peers::{Dialler, MAX_MESSAGE, Membership, Peers};
 use crate::planner::{self, PlannerContext};
 use crate::recovery;
 use crate::rights::Rights;
@@ -93,6 +95,23 @@ pub enum RunError {
     Store(#[source] OpenError),
     #[error("the hub had to stop")]
     Stopped(#[source] Failure),
+    #[cfg(feature = "etcd")]
+    #[error("opening the store over etcd")]
+    Etcd(#[source] Box<fluvial_etcd::OpenError>),
+    #[error("this hub was made for etcd, and this build knows none: build it with the feature `etcd`")]
+    NoEtcd,
+    #[error("this hub was made with a store of its own: make it anew with `hub init --store etcd`, or leave etcd out")]
+    NotOfEtcd,
+    #[error("the certificate for etcd and its key: give both or none")]
+    EtcdIdentity,
+    #[error("etcd user \"{user}\": give its password by a file or by $FLUVIAL_ETCD_PASSWORD")]
+    NoEtcdPassword { user: String },
+    #[error("reading the password for etcd from {path:?}")]
+    EtcdPassword {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("opening the blocks")]
     Blocks(#[source] BlockError),
     #[error("\"{address}\" is no address of a hub: write HOST:PORT")]
@@ -129,6 +148,10 @@ pub struct HubConfig {
     pub log: LogLimits,
     /// How long a certificate that it makes is good for, its own among them; each is renewed at half its life.
     pub certificate_lifetime: Duration,
+    /// In place of what the data directory says of etcd.
+    pub etcd: Option<EtcdOptions>,
+    /// The password of the user there, in place of the one in its file.
+    pub etcd_password: Option<SecretString>,
 }
 
 /// When a hub makes a snapshot of its catalog, so that the log can be cut.
@@ -157,6 +180,8 @@ impl HubConfig {
             plans: true,
             log: LogLimits::default(),
             certificate_lifetime: LEAF_LIFETIME,
+            etcd: None,
+            etcd_password: None,
         }
     }
 }
@@ -173,7 +198,7 @@ pub struct Hub;
 /// A hub that runs; shut it down, or what it was doing is cut off.
 pub struct RunningHub {
     record: HubRecord,
-    store: RaftStore,
+    store: HubStore,
     objects: Objects,
     liveness: Arc<Liveness>,
     server: RunningServer,
@@ -181,25 +206,6 @@ pub struct RunningHub {
     notes: Notes,
     cancel: CancellationToken,
     tasks: JoinSet<()>,
-}
-
-/// The store's own list of members.
-struct StoreMembership(RaftStore);
-
-impl Membership for StoreMembership {
-    fn hubs(&self) -> Vec<HubMember> {
-        let hub = |member: fluvial_raft::Member| HubMember {
-            id: member.id,
-            address: member.address,
-            voter: member.role == fluvial_raft::Role::Voter,
-            leader: member.leader,
-        };
-        self.0.members().into_iter().map(hub).collect()
-    }
-
-    fn is_changing(&self) -> bool {
-        self.0.is_changing()
-    }
 }
 
 impl Hub {
@@ -223,11 +229,12 @@ impl Hub {
         };
         let trust_domain = authority.trust_domain().clone();
         let dialler = Dialler { credentials: credentials.clone(), trust_domain: trust_domain.clone() };
-        let store = open_store(&home, &record, config.timings, config.log, &dialler).await?;
+        let etcd = (config.etcd, config.etcd_password);
+        let store = HubStore::open(&home, &record, etcd, (config.timings, config.log), &dialler).await?;
 
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let objects = Objects { store: shared.clone(), vault: Arc::new(Vault::new(&data_key)) };
-        let membership: Arc<dyn Membership> = Arc::new(StoreMembership(store.clone()));
+        let membership: Arc<dyn Membership> = Arc::new(store.clone());
         let peers = Arc::new(Peers::new(record.node_id, dialler.clone(), membership.clone()));
         let blocks = Blocks::open(&home.blocks()).map_err(RunError::Blocks)?;
         blocks.ask_peers(peers.clone());
@@ -258,7 +265,12 @@ impl Hub {
         let secrets = HubSecrets { ca_key: authority.key_pem(), data_key, cluster_id: record.cluster_id.clone() };
         let sessions = Sessions::new(context.clone());
         let notes = Notes::new(shared.clone());
-        let grpc = Routes::new(peer_service(&store))
+        let mut grpc = Routes::builder();
+        if let HubStore::Raft(store) = &store {
+            grpc.add_service(peer_service(store));
+        }
+        let grpc = grpc
+            .routes()
             .add_service(JoinServiceServer::new(Joins::new(issuer.clone(), membership, secrets, notes.clone())))
             .add_service(NodeServiceServer::new(NodeCalls::new(issuer.clone())))
             .add_service(
@@ -342,27 +354,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
     }
 }
 
-async fn open_store(
-    home: &Home,
-    record: &HubRecord,
-    timings: Timings,
-    log: LogLimits,
-    dialler: &Dialler,
-) -> Result<RaftStore, RunError> {
-    let mut config = Config::new(record.node_id, &record.cluster_id, home.store(), &record.advertise);
-    config.timings = timings;
-    (config.snapshot_after, config.keep_log) = (log.snapshot_after, log.keep);
-    home.check_store()?;
-    let store = RaftStore::open(config, Arc::new(dialler.clone())).await.map_err(RunError::Store)?;
-    home.note_store()?;
-    if record.first && !store.is_initialized().await.map_err(RunError::Store)? {
-        let members = BTreeMap::from([(record.node_id, record.advertise.clone())]);
-        store.initialize(members).await.map_err(RunError::Store)?;
-    }
-    Ok(store)
-}
-
-fn api_state(objects: &Objects, clock: &SharedClock, store: &RaftStore) -> ApiState {
+fn api_state(objects: &Objects, clock: &SharedClock, store: &HubStore) -> ApiState {
     let catalog =
         Arc::new(crate::catalog::QueryEngine::open(Arc::new(store.clone()), crate::catalog::Limits::default()));
     ApiState { objects: objects.clone(), clock: clock.clone(), catalog, watches: Watches::default() }
@@ -389,7 +381,7 @@ impl RunningHub {
 
     /// Its replica of the store.
     #[must_use]
-    pub fn store(&self) -> &RaftStore {
+    pub fn store(&self) -> &HubStore {
         &self.store
     }
 

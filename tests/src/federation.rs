@@ -58,6 +58,8 @@ pub struct Federation {
     hub_arguments: Vec<String>,
     /// What the environment of a hub has beside that of the test.
     pub hub_environment: BTreeMap<usize, Vec<(String, String)>>,
+    /// What every `hub init` and `hub join` is given beside its folder and address.
+    made_with: Vec<String>,
     /// What every `member run` is given beside its folder and name.
     pub member_arguments: Vec<String>,
     /// `https://HOST:PORT` of each hub.
@@ -264,7 +266,14 @@ impl Federation {
     #[track_caller]
     pub fn start_with(hubs: usize, members: &[&str], hub_arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        Self::start_on((folder, Vec::new(), None), hubs, members, hub_arguments)
+        Self::start_on((folder, Vec::new(), None), hubs, members, hub_arguments, &[])
+    }
+
+    /// The same, with arguments for every `hub init` and `hub join`.
+    #[track_caller]
+    pub fn start_made_with(hubs: usize, members: &[&str], made_with: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        Self::start_on((folder, Vec::new(), None), hubs, members, &[], made_with)
     }
 
     /// So many hubs, each on a machine and a disk of its own.
@@ -273,21 +282,21 @@ impl Federation {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let path = |number: usize, what: &str| folder.path().join(format!("{what}-{number}"));
         let disks = (1..=hubs).map(|hub| Disk::new(path(hub, "image"), path(hub, "disk"), 128)).collect();
-        Self::start_on((folder, disks, Some(Network::new(hubs))), hubs, &[], &[])
+        Self::start_on((folder, disks, Some(Network::new(hubs))), hubs, &[], &[], &[])
     }
 
     /// So many hubs, each on a machine of its own.
     #[track_caller]
     pub fn start_apart(hubs: usize) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        Self::start_on((folder, Vec::new(), Some(Network::new(hubs))), hubs, &[], &[])
+        Self::start_on((folder, Vec::new(), Some(Network::new(hubs))), hubs, &[], &[], &[])
     }
 
     /// The same, with room for so many machines in all, and with arguments for every `hub run`.
     #[track_caller]
     pub fn start_apart_with(hubs: usize, machines: usize, hub_arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        Self::start_on((folder, Vec::new(), Some(Network::new(machines))), hubs, &[], hub_arguments)
+        Self::start_on((folder, Vec::new(), Some(Network::new(machines))), hubs, &[], hub_arguments, &[])
     }
 
     #[track_caller]
@@ -296,7 +305,9 @@ impl Federation {
         hubs: usize,
         members: &[&str],
         hub_arguments: &[&str],
+        made_with: &[&str],
     ) -> Self {
+        let owned = |all: &[&str]| all.iter().map(|&argument| argument.to_owned()).collect();
         let mut federation = Self {
             disks,
             network,
@@ -305,7 +316,8 @@ impl Federation {
             hubs: BTreeMap::new(),
             members: BTreeMap::new(),
             nodes: BTreeMap::new(),
-            hub_arguments: hub_arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            hub_arguments: owned(hub_arguments),
+            made_with: owned(made_with),
             member_arguments: Vec::new(),
             hub_environment: BTreeMap::new(),
             urls: Vec::new(),
@@ -358,13 +370,14 @@ impl Federation {
         if number == 1 {
             let mut init = Command::new(fluvial_bin());
             init.args(["hub", "init", "--listen", &listen, "--data-dir", data_dir, "--kubeconfig"]);
-            said(init.arg(&self.api.kubeconfig).output().expect("fluvial can be started")).expect("the hub is made");
+            init.arg(&self.api.kubeconfig).args(&self.made_with);
+            said(init.output().expect("fluvial can be started")).expect("the hub is made");
         } else {
             let token = self.token(&["--hub"]);
             let url = &self.urls[0];
-            self.api
-                .fluvial(&["hub", "join", "--hub", url, "--token", &token, "--listen", &listen, "--data-dir", data_dir])
-                .expect("the hub joins");
+            let mut join = self.api.command();
+            join.args(["hub", "join", "--hub", url, "--token", &token, "--listen", &listen, "--data-dir", data_dir]);
+            said(join.args(&self.made_with).output().expect("fluvial can be started")).expect("the hub joins");
         }
         self.urls.push(format!("https://{listen}"));
     }

@@ -16,6 +16,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::hub_store::{StoreArgs, password};
 use super::until_told_to_stop;
 use crate::args::duration;
 use crate::client::{self, Failure, JSON, write_private};
@@ -42,6 +43,8 @@ pub(crate) enum Command {
         advertise: Option<String>,
         #[arg(long, default_value = "fluvial.local")]
         trust_domain: String,
+        #[command(flatten)]
+        store: StoreArgs,
     },
     /// Make another hub of the same federation, with a token of `fluvial token create --hub`.
     Join {
@@ -56,6 +59,8 @@ pub(crate) enum Command {
         listen: SocketAddr,
         #[arg(long)]
         advertise: Option<String>,
+        #[command(flatten)]
+        store: StoreArgs,
     },
     /// Run a hub that was made by `init` or `join`, until SIGINT or SIGTERM.
     Run {
@@ -64,6 +69,9 @@ pub(crate) enum Command {
         /// How long certificates are good for that this hub makes; each is renewed at half its life.
         #[arg(long, default_value = "24h", value_parser = certificate_lifetime)]
         certificate_lifetime: Duration,
+        /// In place of what the hub was made with: another address or user of the same etcd.
+        #[command(flatten)]
+        store: StoreArgs,
         #[command(flatten)]
         log: Log,
     },
@@ -100,9 +108,10 @@ pub(crate) struct Log {
 
 pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result<()> {
     match command {
-        Command::Init { data_dir, listen, kubeconfig, advertise, trust_domain } => {
+        Command::Init { data_dir, listen, kubeconfig, advertise, trust_domain, store } => {
+            let etcd = store.etcd()?;
             let trust_domain = TrustDomain::new(&trust_domain).context("reading --trust-domain")?;
-            let report = run::init(InitOptions { data_dir: data_dir.clone(), listen, advertise, trust_domain })?;
+            let report = run::init(InitOptions { data_dir: data_dir.clone(), listen, advertise, trust_domain, etcd })?;
             let url = format!("https://{}", report.record.advertise);
             write_private(&kubeconfig, &run::admin_kubeconfig(&data_dir, &url)?)?;
             eprintln!(
@@ -112,19 +121,22 @@ pub(crate) async fn run(kubeconfig: Option<PathBuf>, command: Command) -> Result
             );
             Ok(())
         }
-        Command::Join { hub, token, data_dir, listen, advertise } => {
+        Command::Join { hub, token, data_dir, listen, advertise, store } => {
             let options = JoinOptions {
                 hub_url: hub,
                 token: SecretString::from(token),
                 data_dir: data_dir.clone(),
                 listen,
                 advertise,
+                etcd: store.etcd()?,
             };
             let record = run::join(options).await?;
             eprintln!("hub {} may join; start it: fluvial hub run --data-dir {}", record.node_id, data_dir.display());
             Ok(())
         }
-        Command::Run { data_dir, certificate_lifetime, log } => serve(data_dir, certificate_lifetime, log).await,
+        Command::Run { data_dir, certificate_lifetime, log, store } => {
+            serve(data_dir, certificate_lifetime, log, store).await
+        }
         Command::Members { output } => {
             let client = client::connect(kubeconfig).await?;
             let items = members(&client).await?;
@@ -185,9 +197,16 @@ fn certificate_lifetime(text: &str) -> Result<Duration, String> {
     if ALLOWED.contains(&lifetime) { Ok(lifetime) } else { Err(format!("\"{text}\" must be from 10s to 365d")) }
 }
 
-async fn serve(data_dir: PathBuf, certificate_lifetime: Duration, log: Log) -> Result<()> {
+async fn serve(data_dir: PathBuf, certificate_lifetime: Duration, log: Log, store: StoreArgs) -> Result<()> {
     let log = LogLimits { snapshot_after: log.snapshot_after, keep: log.keep_log };
-    let config = || HubConfig { certificate_lifetime, log, ..HubConfig::new(&data_dir) };
+    let etcd = store.etcd()?;
+    let config = || HubConfig {
+        certificate_lifetime,
+        log,
+        etcd: etcd.clone(),
+        etcd_password: password(),
+        ..HubConfig::new(&data_dir)
+    };
     let started = |hub: &RunningHub| eprintln!("hub {} listens on {}", hub.record().node_id, hub.address());
     Ok(run::restart::run(config, until_told_to_stop()?, started).await?)
 }

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::RunError;
 use super::home::{Home, HubRecord};
 use super::setup::advertised;
+use super::store::EtcdOptions;
 use crate::peers::{dial, split_address};
 use crate::vault::KEY_BYTES;
 
@@ -34,6 +35,8 @@ pub struct JoinOptions {
     pub listen: SocketAddr,
     /// Where others reach it, `host:port`; the address that it listens on if not said.
     pub advertise: Option<String>,
+    /// The fleet's etcd, if it has one.
+    pub etcd: Option<EtcdOptions>,
 }
 
 /// Joins a fleet as another hub: writes a data directory that [`super::Hub::start`] runs. The leader takes the hub in
@@ -65,7 +68,8 @@ pub async fn join(options: JoinOptions) -> Result<HubRecord, RunError> {
     };
     let pinned = tls::pinned_client_config(token.pin(), &[tls::ALPN_H2]).map_err(RunError::Tls)?;
     let response = ask(hub, Arc::new(pinned), request).await?;
-    let (record, authority, data_key) = checked(&token, &key, &response, options.listen, advertise)?;
+    let (mut record, authority, data_key) = checked(&token, &key, &response, options.listen, advertise)?;
+    record.etcd = options.etcd;
     home.write_authority(&authority)?;
     home.write_data_key(&data_key)?;
     home.write_certificate(&response.certificate)?;
@@ -129,7 +133,13 @@ fn checked(
     }
     let data_key =
         <[u8; KEY_BYTES]>::try_from(&grant.data_key[..]).map_err(|_| wrong("its data key is too short or long"))?;
-    let record =
-        HubRecord { node_id: grant.node_id, cluster_id: grant.cluster_id.clone(), listen, advertise, first: false };
+    let record = HubRecord {
+        node_id: grant.node_id,
+        cluster_id: grant.cluster_id.clone(),
+        listen,
+        advertise,
+        first: false,
+        etcd: None,
+    };
     Ok((record, authority, Zeroizing::new(data_key)))
 }

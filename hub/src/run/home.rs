@@ -8,6 +8,7 @@
 //! | `cert.pem`, `key.pem` | the hub's own certificate |
 //! | `store/` | its replica of the store |
 //! | `store.made` | there was a `store/` once: it is not made a second time |
+//! | `replica/` | over etcd, in place of `store/`: the catalog, which follows etcd |
 //! | `blocks/` | manifest blocks |
 //!
 //! Invariant: what is secret is readable by its owner alone.
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::store::EtcdOptions;
 use crate::vault::KEY_BYTES;
 
 /// The format of a data directory, in `hub.json`. Directories from before it was kept are alike.
@@ -82,6 +84,9 @@ pub struct HubRecord {
     pub advertise: String,
     /// It began the fleet.
     pub first: bool,
+    /// The etcd that keeps the fleet's state, if the hubs do not do so themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdOptions>,
 }
 
 /// What is read of `hub.json` before anything else, and written into it beside the record.
@@ -117,6 +122,12 @@ impl Home {
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.file("store")
+    }
+
+    /// Where the catalog is kept that follows etcd.
+    #[must_use]
+    pub fn replica(&self) -> PathBuf {
+        self.file("replica")
     }
 
     /// Where blocks are kept.

@@ -1,8 +1,8 @@
 //! The leader's care for the fleet of hubs: whoever was let in becomes a member, whoever leaves stops being one.
 //!
 //! A hub that joined is only written down (`/system/hubs/ID`). The leader calls it until it answers, as itself, and
-//! then adds it: it learns first, then votes. A hub that shall leave is removed, and then its certificates are revoked
-//! and it is forgotten, in one transaction; in this order, because a store of two hubs needs both to remove one. A leader
+//! then adds it: it learns first, then votes (over etcd a hub takes its place by itself). A hub that shall leave is
+//! removed, and then its certificates are revoked and it is forgotten, in one transaction; in this order, because a store of two hubs needs both to remove one. A leader
 //! that leaves hands over first: the next one sees it off.
 
 use std::collections::HashMap;
@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use fluvial_certs::Identity;
 use fluvial_model::store::{Op, Txn};
-use fluvial_raft::{Consistency, MembershipError, RaftStore, Role, Store as _, StoreError};
+use fluvial_raft::{Consistency, MembershipError, Role, Store as _, StoreError};
 use thiserror::Error;
 
+use super::HubStore;
 use crate::audit::{Act, Origin};
 use crate::clock::SharedClock;
 use crate::enrol::join::{AdmittedHub, admitted_hubs, hub_key};
@@ -47,7 +48,7 @@ enum MemberError {
 }
 
 /// Takes hubs in and sees them off while this hub leads, for ever.
-pub(super) async fn keep(own: u64, store: RaftStore, objects: Objects, dialler: Dialler, clock: SharedClock) {
+pub(super) async fn keep(own: u64, store: HubStore, objects: Objects, dialler: Dialler, clock: SharedClock) {
     let mut leadership = store.leadership();
     loop {
         if leadership.wait_for(|l| l.is_self).await.is_err() {
@@ -62,7 +63,7 @@ pub(super) async fn keep(own: u64, store: RaftStore, objects: Objects, dialler: 
 
 async fn once(
     own: u64,
-    store: &RaftStore,
+    store: &HubStore,
     objects: &Objects,
     dialler: &Dialler,
     clock: &SharedClock,
@@ -77,6 +78,7 @@ async fn once(
     for hub in hubs {
         let change = match (hub.leaving, members.get(&hub.id)) {
             (false, Some(Role::Voter)) => Ok(()),
+            (false, _) if store.admits_itself() => Ok(()),
             (false, _) => add(store, dialler, &hub).await,
             (true, _) if hub.id == own => Ok(()),
             (true, member) => remove(store, objects, clock, &hub, member.is_some()).await,
@@ -93,7 +95,7 @@ async fn once(
     first_error.map_or(Ok(()), Err)
 }
 
-async fn add(store: &RaftStore, dialler: &Dialler, hub: &AdmittedHub) -> Result<(), MemberError> {
+async fn add(store: &HubStore, dialler: &Dialler, hub: &AdmittedHub) -> Result<(), MemberError> {
     let id = hub.id;
     dialler.probe(id, &hub.address).await.map_err(|source| MemberError::Call { id, source })?;
     store.add_member(id, &hub.address).await.map_err(|source| MemberError::Change { id, source })?;
@@ -102,14 +104,15 @@ async fn add(store: &RaftStore, dialler: &Dialler, hub: &AdmittedHub) -> Result<
 }
 
 async fn remove(
-    store: &RaftStore,
+    store: &HubStore,
     objects: &Objects,
     clock: &SharedClock,
     hub: &AdmittedHub,
     member: bool,
 ) -> Result<(), MemberError> {
     let id = hub.id;
-    if member {
+    // Over etcd a hub that is not up is no member, and must not become one again.
+    if member || store.admits_itself() {
         store.remove_member(id).await.map_err(|source| MemberError::Change { id, source })?;
     }
     let Some(stored) = objects.store.get(&hub_key(id), Consistency::Linearizable).await? else { return Ok(()) };

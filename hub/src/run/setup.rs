@@ -12,6 +12,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::home::{Home, HubRecord};
+use super::store::EtcdOptions;
 use super::{RunError, renewal};
 use crate::api::defaults::{ensure_defaults, ensure_roles};
 use crate::api::status::ApiError;
@@ -35,6 +36,8 @@ pub struct InitOptions {
     /// Where others reach it, `host:port`; the address that it listens on if not said.
     pub advertise: Option<String>,
     pub trust_domain: TrustDomain,
+    /// The etcd that keeps the fleet's state, if the hubs shall not do so themselves.
+    pub etcd: Option<EtcdOptions>,
 }
 
 /// What was set up.
@@ -57,8 +60,14 @@ pub fn init(options: InitOptions) -> Result<InitReport, RunError> {
     let authority = Authority::generate(options.trust_domain, now).map_err(RunError::Issue)?;
     home.write_authority(&authority)?;
     home.write_data_key(&Zeroizing::new(rand::random::<[u8; KEY_BYTES]>()))?;
-    let record =
-        HubRecord { node_id: FIRST_HUB, cluster_id: fresh_uid(), listen: options.listen, advertise, first: true };
+    let record = HubRecord {
+        node_id: FIRST_HUB,
+        cluster_id: fresh_uid(),
+        listen: options.listen,
+        advertise,
+        first: true,
+        etcd: options.etcd,
+    };
     renewal::issue(&home, &authority, &record, now, LEAF_LIFETIME)?;
     home.write_record(&record)?;
     Ok(InitReport { record, pin: authority.spki_pin() })

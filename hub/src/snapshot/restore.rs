@@ -224,6 +224,7 @@ impl Restoring {
             listen: options.listen,
             advertise: self.advertise.clone(),
             first: false,
+            etcd: None,
         };
         let own = AdmittedHub { id: hub, address: self.advertise, token: String::new(), leaving: false };
         let recovery = Recovery { settle_seconds: options.settle.as_secs(), until: None };

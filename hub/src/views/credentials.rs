@@ -172,7 +172,7 @@ pub(super) async fn revoke(
     let origin = Origin::of(request.extensions());
     let entry = origin.entry(&Act::of_fleet("revoke", "certificates", &identity.path()), 200, state.issuer.clock.now());
     // A transaction has a bound; whoever has more tokens than that loses them in several.
-    for part in ops.chunks(fluvial_raft::store::MAX_TXN_OPS) {
+    for part in ops.chunks(fluvial_raft::store::COMMON_TXN_OPS) {
         state.objects.store.txn(Txn { ops: part.to_vec(), audit: vec![entry.clone()], ..Txn::default() }).await?;
     }
     Ok((StatusCode::OK, axum::Json(json!({ "user": name, "tokens": taken }))).into_response())

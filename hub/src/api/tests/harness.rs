@@ -17,6 +17,7 @@ use super::super::*;
 use crate::catalog::Limits;
 use crate::clock::SystemClock;
 use crate::rights::Rights;
+use crate::run::HubStore;
 use crate::vault::{KEY_BYTES, Vault};
 
 /// No condition is waited for longer.
@@ -83,7 +84,7 @@ impl Hub {
         let objects =
             Objects { store: Arc::new(store.clone()), vault: Arc::new(Vault::new(&Zeroizing::new([9; KEY_BYTES]))) };
         ensure_defaults(&objects, &SystemClock).await.unwrap();
-        let catalog = Arc::new(QueryEngine::open(Arc::new(store.clone()), Limits::default()));
+        let catalog = Arc::new(QueryEngine::open(Arc::new(HubStore::Raft(store.clone())), Limits::default()));
         let state = ApiState { objects, clock: Arc::new(SystemClock), catalog, watches: Watches::default() };
         let rights = Rights::default();
         let following = tokio::spawn(rights.clone().run(Arc::new(store.clone())));

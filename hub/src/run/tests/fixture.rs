@@ -71,6 +71,7 @@ impl TestHub {
             data_dir: directory.path().to_owned(),
             listen: listener.local_addr().unwrap(),
             advertise: None,
+            etcd: None,
             trust_domain: TrustDomain::new("fluvial.test").unwrap(),
         };
         init(options).unwrap();

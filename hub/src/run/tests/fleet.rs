@@ -24,6 +24,7 @@ async fn another(first: &TestHub, id: u64) -> TestHub {
         data_dir: directory.path().to_owned(),
         listen: listener.local_addr().unwrap(),
         advertise: None,
+        etcd: None,
     };
     let record = join(options).await.unwrap();
     assert_eq!((record.node_id, record.first), (id, false));
@@ -94,6 +95,7 @@ async fn a_hub_is_not_joined_with_a_clusters_token_or_by_another_fleets() {
         data_dir: directory.path().to_owned(),
         listen: "127.0.0.1:7443".parse().unwrap(),
         advertise: None,
+        etcd: None,
     };
     let directory = tempfile::tempdir().unwrap();
     let refused = join(options(&one, one.token("alpha").await, &directory)).await.unwrap_err();
