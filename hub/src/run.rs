@@ -201,6 +201,7 @@ pub struct RunningHub {
     store: HubStore,
     objects: Objects,
     liveness: Arc<Liveness>,
+    rights: Rights,
     server: RunningServer,
     sessions: Sessions,
     notes: Notes,
@@ -304,7 +305,7 @@ impl Hub {
         let cancel = CancellationToken::new();
         let mut tasks = Tasks { set: JoinSet::new(), cancel: cancel.clone() };
         tasks.spawn(revocations.run());
-        tasks.spawn(rights.run(shared.clone()));
+        tasks.spawn(rights.clone().run(shared.clone()));
         tasks.spawn(setup::keep_roles(objects.clone(), clock.clone()));
         tasks.spawn(notices);
         tasks.spawn(notes.clone().run());
@@ -323,7 +324,7 @@ impl Hub {
         }
         tracing::info!(id = record.node_id, address = %server.address(), "hub started");
         let liveness = context.liveness;
-        Ok(RunningHub { record, store, objects, liveness, server, sessions, notes, cancel, tasks: tasks.set })
+        Ok(RunningHub { record, store, objects, liveness, rights, server, sessions, notes, cancel, tasks: tasks.set })
     }
 }
 
@@ -403,11 +404,11 @@ impl RunningHub {
         self.store.leadership()
     }
 
-    /// Waits until this hub answers linearizable reads and the fleet is set up; false if that takes longer than `limit`.
+    /// Waits until this hub answers linearizable reads, knows who may do what, and the fleet is set up; false if that takes longer than `limit`.
     pub async fn ready(&self, limit: Duration) -> bool {
         const LOOK_EVERY: Duration = Duration::from_millis(20);
         let ready = async {
-            while setup::is_filled(&self.objects).await != Some(true) {
+            while setup::is_filled(&self.objects).await != Some(true) || !self.rights.are_known() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };

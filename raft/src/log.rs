@@ -12,6 +12,8 @@
 //!
 //! Deliberately absent: knowledge of what a command means.
 
+mod meta;
+
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
@@ -25,9 +27,10 @@ use fluvial_proto::v1;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::{LogState, OptionalSend};
 use prost::Message as _;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, oneshot};
 
+use self::meta::{COMMITTED, EXTENT, Extent, PURGED, VOTE, read_meta, write_meta, write_value};
 use crate::blocking::{known_bug, seen};
 use crate::database;
 use crate::health::Health;
@@ -206,10 +209,6 @@ fn record_checksum(index: u64, record: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&index.to_le_bytes()), record)
 }
 
-fn meta_checksum(name: &str, value: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(name.as_bytes()), value)
-}
-
 fn decode(index: u64, checksum: u32, record: Vec<u8>) -> Result<Entry, LogError> {
     if record_checksum(index, &record) != checksum {
         return Err(LogError::Damaged { index, reason: "its checksum does not fit".into() });
@@ -221,78 +220,6 @@ fn decode(index: u64, checksum: u32, record: Vec<u8>) -> Result<Entry, LogError>
         return Err(damaged(format!("it says it is record {}", entry.log_id.index)));
     }
     Ok(entry)
-}
-
-fn read_meta<M: prost::Message + Default>(db: &Connection, name: &'static str) -> Result<Option<M>, LogError> {
-    let Some(value) = read_value(db, name)? else { return Ok(None) };
-    M::decode(Bytes::from(value)).map(Some).map_err(|_| LogError::DamagedMeta { name })
-}
-
-fn read_value(db: &Connection, name: &'static str) -> Result<Option<Vec<u8>>, LogError> {
-    let row: Option<(Vec<u8>, u32)> = db
-        .query_row("SELECT value, checksum FROM meta WHERE name = ?1", [name], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()
-        .map_err(read_error)?;
-    match row {
-        Some((value, checksum)) if meta_checksum(name, &value) == checksum => Ok(Some(value)),
-        Some(_) => Err(LogError::DamagedMeta { name }),
-        None => Ok(None),
-    }
-}
-
-fn write_meta(db: &Connection, name: &'static str, message: &impl prost::Message) -> rusqlite::Result<()> {
-    write_value(db, name, &message.encode_to_vec())
-}
-
-fn write_value(db: &Connection, name: &'static str, value: &[u8]) -> rusqlite::Result<()> {
-    db.prepare_cached("INSERT OR REPLACE INTO meta (name, value, checksum) VALUES (?1, ?2, ?3)")?.execute(params![
-        name,
-        value,
-        meta_checksum(name, value)
-    ])?;
-    Ok(())
-}
-
-const VOTE: &str = "vote";
-const COMMITTED: &str = "committed";
-const PURGED: &str = "purged";
-const EXTENT: &str = "extent";
-
-/// How far the log has come: written with every commit, so that what is missing is missed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Extent {
-    commits: u64,
-    /// The index after the last record.
-    next: u64,
-}
-
-impl Extent {
-    fn encode(self) -> [u8; 16] {
-        let mut value = [0; 16];
-        value[..8].copy_from_slice(&self.commits.to_le_bytes());
-        value[8..].copy_from_slice(&self.next.to_le_bytes());
-        value
-    }
-
-    /// The one that was written last; none in a log of an older version, and in a new one.
-    fn read(db: &Connection) -> Result<Option<Self>, LogError> {
-        let Some(value) = read_value(db, EXTENT)? else { return Ok(None) };
-        let number = |at: usize| value.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
-        match (number(0), number(8)) {
-            (Some(commits), Some(next)) => Ok(Some(Self { commits, next })),
-            _ => Err(LogError::DamagedMeta { name: EXTENT }),
-        }
-    }
-
-    /// What it is after `job`.
-    fn after(self, job: &Job) -> u64 {
-        match job {
-            Job::Append { entries, .. } => entries.last().map_or(self.next, |last| last.log_id.index + 1),
-            Job::Vote { .. } => self.next,
-            Job::Truncate { from, .. } => self.next.min(*from),
-            Job::Purge { upto, .. } => self.next.max(upto.index + 1),
-        }
-    }
 }
 
 /// Opens the database for writing and makes its tables if need be.

@@ -27,12 +27,19 @@ fn catalog(federation: &Federation, hub: usize) -> PathBuf {
     found.remove(0)
 }
 
-/// Changes the trail of the one hub while it is down.
-fn forge(federation: &mut Federation, sql: &str) {
-    federation.kill_hub(1);
-    let db = Connection::open(catalog(federation, 1)).unwrap();
+/// Changes the trail of the one hub while it is down, and its catalog's seal with it: without one, or with a wrong one, the
+/// hub would make its catalog again from what it logged.
+fn forge(federation: &mut Federation, sql: &str, reseal: bool) {
+    assert!(federation.stop_hub(1).success());
+    let path = catalog(federation, 1);
+    let db = Connection::open(&path).unwrap();
     assert!(db.execute(sql, []).unwrap() > 0, "{sql} changed nothing");
     drop(db);
+    if reseal {
+        let bytes = fs::read(&path).unwrap();
+        let seal = serde_json::json!({ "bytes": bytes.len(), "crc32c": crc32c::crc32c(&bytes) });
+        fs::write(path.with_extension("seal"), seal.to_string()).unwrap();
+    }
     federation.run_hub(1);
     wait_for(DEADLINE, "the hub answers", || federation.on(1, &["get", "namespace", "default"]).map(|_| ()));
 }
@@ -62,17 +69,19 @@ fn what_happened_is_listed_and_a_forger_is_found() {
 
     // One after the other, each on top of the last: what comes first in the trail is what is named.
     let last: u64 = head.split(':').next().unwrap().parse().unwrap();
-    forge(&mut federation, &format!("DELETE FROM fv_row_audit WHERE sequence = {last}"));
+    forge(&mut federation, "DELETE FROM fv_row_audit WHERE sequence = 2", false);
+    assert!(api.fluvial(&["audit", "verify", "--head", head]).unwrap().contains("are whole"), "it is made again");
+    forge(&mut federation, &format!("DELETE FROM fv_row_audit WHERE sequence = {last}"), true);
     let said = api.fluvial(&["audit", "verify", "--head", head]).unwrap_err();
     assert!(
         said.contains(&format!("record {last} is another than the one that was noted"))
             || said.contains(&format!("record {last} was there: the end was cut off")),
         "{said}"
     );
-    forge(&mut federation, &format!("UPDATE fv_row_audit SET \"user\" = 'user/eve' WHERE sequence = {changed}"));
+    forge(&mut federation, &format!("UPDATE fv_row_audit SET \"user\" = 'user/eve' WHERE sequence = {changed}"), true);
     let said = api.fluvial(&["audit", "verify"]).unwrap_err();
     assert!(said.contains(&format!("record {changed} was changed")), "{said}");
-    forge(&mut federation, "DELETE FROM fv_row_audit WHERE sequence = 2");
+    forge(&mut federation, "DELETE FROM fv_row_audit WHERE sequence = 2", true);
     let said = api.fluvial(&["audit", "verify"]).unwrap_err();
     assert!(said.contains("record 3 follows record 1"), "{said}");
 }

@@ -1,3 +1,5 @@
+//! The trail against every change that a forger could make.
+
 use proptest::prelude::*;
 
 use super::*;
