@@ -26,6 +26,7 @@ fix:
 
 # All tests of hubs under faults, once for each seed, with their figures. FLUVIAL_KILLS=N for more of each fault.
 faults *SEEDS:
+    tests/bed/install tests
     cargo run -p fluvial-tests --bin faults -- {{SEEDS}}
 
 # Licences, bans, sources and, unlike CI, known vulnerabilities (needs the network).

@@ -267,9 +267,11 @@ impl Hub {
         let sessions = Sessions::new(context.clone());
         let notes = Notes::new(shared.clone());
         let mut grpc = Routes::builder();
-        if let HubStore::Raft(store) = &store {
-            grpc.add_service(peer_service(store));
-        }
+        match &store {
+            HubStore::Raft(store) => grpc.add_service(peer_service(store)),
+            #[cfg(feature = "etcd")]
+            HubStore::Etcd(_) => &mut grpc,
+        };
         let grpc = grpc
             .routes()
             .add_service(JoinServiceServer::new(Joins::new(issuer.clone(), membership, secrets, notes.clone())))
